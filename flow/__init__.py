@@ -1,0 +1,22 @@
+"""Optical flow: TV-L1, its 8-bit coding, and its pictures.
+
+flow = tvl1(frames)                       # [T, H, W] uint8 grey → [T − 1, H, W, 2] float32 pixels
+stored = encode_flow(flow) # H.264, 8 bits for ±20 px
+picture = colour_code(flow[0])            # [H, W, 3] uint8
+"""
+
+from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
+from flow.colour import colour_code, colour_legend
+from flow.estimate import tvl1
+from flow.opencv import TVL1Params
+
+__all__ = [
+    "TVL1Params",
+    "colour_code",
+    "colour_legend",
+    "decode_flow_codes",
+    "dequantise",
+    "encode_flow",
+    "quantise",
+    "tvl1",
+]

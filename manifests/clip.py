@@ -1,0 +1,97 @@
+"""Clips: a stretch of a video, its label and its split, and the names by which it is known everywhere."""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+SPLIT = re.compile(r"[A-Za-z0-9_-]{1,32}")
+MAXIMUM_SECONDS = 999_999
+NO_SPLIT = "all"
+UNLABELLED = "-unlabelled"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One listed stretch [start_seconds, end_seconds) of one video.
+
+    `video` is a YouTube id, or the path of a video file relative to `folder` (`/` as separator). `end_seconds` None
+    means the end of the file. `label` and `split` are None where the list has none. `folder` tells where a file of
+    one's own is looked for on this machine; it is no part of the clip's identity.
+    """
+
+    key: str
+    origin: str  # "youtube" or "file"
+    video: str
+    start_seconds: float
+    end_seconds: float | None
+    label: str | None
+    split: str | None
+    folder: str = ""
+
+    @property
+    def group(self) -> str:
+        """Name of the group of shards that the clip goes to: its split; unlabelled clips stay among themselves."""
+        return (self.split or NO_SPLIT) + ("" if self.label is not None else UNLABELLED)
+
+
+def youtube_clip(
+    youtube_id: str, start_seconds: float, end_seconds: float, label: str | None, split: str | None
+) -> Clip:
+    """A clip of Kinetics; its key is the name that CVDF's mirror gives the file, `{id}_{start:06d}_{end:06d}`.
+
+    Raises:
+        ValueError: a malformed id, times that are no whole seconds or out of order, or a malformed split.
+    """
+    if not YOUTUBE_ID.fullmatch(youtube_id):
+        raise ValueError(f"malformed id {youtube_id!r}: a YouTube id is 11 characters of A-Z a-z 0-9 _ -")
+    _check_times(start_seconds, end_seconds)
+    for name, seconds in (("start", start_seconds), ("end", end_seconds)):
+        if seconds != int(seconds):
+            raise ValueError(f"{name} {seconds} is not a whole second, as the times of Kinetics are")
+    _check_split(split)
+    key = f"{youtube_id}_{int(start_seconds):06d}_{int(end_seconds):06d}"
+    return Clip(key, "youtube", youtube_id, float(start_seconds), float(end_seconds), label, split)
+
+
+def file_clip(
+    path: str,
+    label: str | None,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    split: str | None = None,
+    folder: str = "",
+) -> Clip:
+    """A clip of a video file of one's own; its key is a slug of the file's name and a hash of path and times.
+
+    Raises:
+        ValueError: a path that is absolute, leaves its folder or cannot be one; times out of order; a malformed split.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or not path.isprintable():
+        raise ValueError(f"path {path!r} must name a file inside the list's folder: no leading '/', no '..'")
+    _check_times(start_seconds, end_seconds)
+    _check_split(split)
+    video = str(PurePosixPath(path))
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(video).stem).strip("-")[:48]
+    identity = f"{video}\n{float(start_seconds)!r}\n{end_seconds and float(end_seconds)!r}"
+    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    key = f"{slug}_{digest}" if slug else digest
+    return Clip(key, "file", video, float(start_seconds), end_seconds, label, split, folder)
+
+
+def _check_times(start_seconds: float, end_seconds: float | None) -> None:
+    for name, seconds in (("start", start_seconds), ("end", end_seconds)):
+        if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAXIMUM_SECONDS):
+            raise ValueError(f"{name} {seconds} is outside 0 to {MAXIMUM_SECONDS} seconds")
+    if end_seconds is not None and start_seconds >= end_seconds:
+        raise ValueError(f"start {start_seconds:g} is not before end {end_seconds:g}")
+
+
+def _check_split(split: str | None) -> None:
+    if split is not None and not SPLIT.fullmatch(split):
+        raise ValueError(f"malformed split {split!r}: up to 32 characters of A-Z a-z 0-9 _ -")
+    if split is not None and (split == NO_SPLIT or split.endswith(UNLABELLED)):
+        raise ValueError(f"split {split!r}: that name is kept for clips without a split or a label")

@@ -1,0 +1,349 @@
+"""What a published dataset is: a root that names a snapshot, snapshots that name shards, an index beside each shard.
+
+DIR/index.json                      names the current snapshot; replaced atomically, last
+DIR/snapshots/0001/snapshot.json    specification, class list, totals, shards
+DIR/snapshots/0001/shards.txt       the shards' paths, a line each
+DIR/shards/GROUP/g0001-000000-HASH.tar        the shard
+DIR/shards/GROUP/g0001-000000-HASH.index.npy  its index: a numpy array with a record a sample, `record_dtype`
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from manifests.classes import ClassList
+from manifests.files import canonical_json
+from manifests.sample import (
+    CLASS,
+    FLOW,
+    FORMAT_VERSION,
+    METADATA,
+    RGB,
+    FormatError,
+    Specification,
+    specification_from_json,
+)
+
+ROOT = "index.json"
+FORMAT = "quo-vadis-dataset"
+NO_CLASS = -1
+MEMBERS = (RGB, FLOW, METADATA)
+INDEX_SUFFIX = ".index.npy"
+KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+MAXIMUM_METADATA_BYTES = 1 << 20
+
+
+def record_dtype(key_length: int) -> np.dtype[np.void]:
+    """Layout of one sample in a shard's index.
+
+    Offsets count from the start of the tar to the first byte of a member's content; a length of 0 says that the
+    member is absent. Frames count pictures. `sha256` is that of the member's content.
+    """
+    fields: list[tuple[Any, ...]] = [("key", f"S{key_length}"), ("class_index", "<i4")]
+    for member in MEMBERS:
+        name = member.split(".")[0]
+        fields += [(f"{name}_offset", "<u8"), (f"{name}_length", "<u8"), (f"{name}_sha256", "u1", (32,))]
+    fields += [("rgb_frames", "<u4"), ("flow_frames", "<u4")]
+    return np.dtype(fields)
+
+
+class Member(NamedTuple):
+    """Where a member's content lies in its tar and what it is; small members (metadata, class) keep their content."""
+
+    offset: int
+    length: int
+    sha256: bytes
+    content: bytes
+
+
+def index_tar(file: BinaryIO, name: str) -> np.ndarray:
+    """Index a shard from its bytes, reading it once from start to end in bounded memory.
+
+    Args:
+        file: the tar, positioned at its start.
+        name: what error messages call it.
+
+    Returns:
+        Records of `record_dtype`, one a sample, in the tar's order.
+
+    Raises:
+        FormatError: a damaged or truncated tar, a member that belongs to no sample, a sample without RGB or metadata,
+            or metadata that contradicts the members.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            end = 0
+            for entry in tar:
+                key, _, member = entry.name.partition(".")
+                if not entry.isfile() or member not in (*MEMBERS, CLASS) or not KEY.fullmatch(key):
+                    raise FormatError(f"{name}: {entry.name!r} is no member of a sample")
+                if member in samples.setdefault(key, {}):
+                    raise FormatError(f"{name}: {entry.name!r} stands twice")
+                samples[key][member] = _read_member(tar, entry, keep=member in (METADATA, CLASS), name=name)
+                end = entry.offset_data + entry.size
+            _require_end_of_archive(file, end, name)
+    except tarfile.TarError as error:
+        raise FormatError(f"{name}: not a whole tar file: {error}") from error
+    return _records_of(samples, name)
+
+
+def _read_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, keep: bool, name: str) -> Member:
+    stream = tar.extractfile(entry)
+    assert stream is not None  # the caller has seen that it is a file
+    digest, kept, length = hashlib.sha256(), bytearray(), 0
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        length += len(block)
+        if keep:
+            kept += block
+            if length > MAXIMUM_METADATA_BYTES:
+                raise FormatError(f"{name}: {entry.name!r} is larger than {MAXIMUM_METADATA_BYTES} bytes")
+    if length != entry.size:
+        raise FormatError(f"{name}: truncated inside {entry.name!r}")
+    return Member(entry.offset_data, length, digest.digest(), bytes(kept))
+
+
+def _records_of(samples: dict[str, dict[str, Member]], name: str) -> np.ndarray:
+    records = np.zeros(len(samples), record_dtype(max(map(len, samples), default=1)))
+    for record, (key, members) in zip(records, samples.items(), strict=True):
+        for required in (RGB, METADATA):
+            if required not in members:
+                raise FormatError(f"{name}: sample {key!r} has no {required}")
+        metadata = read_metadata(members[METADATA].content, f"{name}: {key}.{METADATA}")
+        record["key"] = key.encode("ascii")
+        record["class_index"] = _class_index(members, f"{name}: {key}.{CLASS}")
+        for member in MEMBERS:
+            if member in members:
+                stem = member.split(".")[0]
+                record[f"{stem}_offset"], record[f"{stem}_length"] = members[member].offset, members[member].length
+                record[f"{stem}_sha256"] = np.frombuffer(members[member].sha256, np.uint8)
+        record["rgb_frames"] = metadata["rgb"]["frames"]
+        record["flow_frames"] = metadata["flow"]["frames"] if metadata["flow"] else 0
+        _check_record(record, metadata, f"{name}: sample {key!r}")
+    return records
+
+
+def _class_index(members: dict[str, Member], name: str) -> int:
+    if CLASS not in members:
+        return NO_CLASS
+    text = members[CLASS].content
+    if not re.fullmatch(rb"[0-9]{1,6}", text):
+        raise FormatError(f"{name}: {text[:20]!r} is no class index")
+    return int(text)
+
+
+def _require_end_of_archive(file: BinaryIO, end: int, name: str) -> None:
+    """A tar ends with two zero blocks; Python's reader takes a file cut between two members for a whole one."""
+    file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+        raise FormatError(f"{name}: truncated, the end-of-archive mark is missing")
+
+
+def _check_record(record: np.void, metadata: dict[str, Any], name: str) -> None:
+    """Raise `FormatError` when metadata and members of a sample contradict each other."""
+    for stem in ("rgb", "flow"):
+        said = metadata[stem]["sha256"] if metadata[stem] else None
+        found = record[f"{stem}_sha256"].tobytes().hex() if record[f"{stem}_length"] else None
+        if said != found:
+            raise FormatError(f"{name}: the metadata gives {stem} the checksum {said}, its content has {found}")
+    if metadata["class_index"] != (None if record["class_index"] == NO_CLASS else int(record["class_index"])):
+        raise FormatError(f"{name}: class {record['class_index']} beside metadata of class {metadata['class_index']}")
+
+
+def read_metadata(content: bytes, name: str) -> dict[str, Any]:
+    """A sample's metadata; `FormatError` for another format version or what is no metadata at all."""
+    try:
+        metadata = json.loads(content)
+        version = metadata["format_version"]
+        complete = all(field in metadata for field in ("class_index", "label", "rgb", "flow"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{name}: not the metadata of a sample: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise FormatError(f"{name}: format version {version!r}, this program reads version {FORMAT_VERSION}")
+    if not complete:
+        raise FormatError(f"{name}: not the metadata of a sample: class_index, label, rgb or flow is missing")
+    return dict(metadata)
+
+
+def write_records(records: np.ndarray) -> bytes:
+    """An index as the bytes of an `.npy` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, records, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_records(content: bytes, name: str) -> np.ndarray:
+    """Read an index back; `FormatError` when it is none of ours."""
+    try:
+        records = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise FormatError(f"{name}: not an index: {error}") from error
+    if "key" not in (records.dtype.names or ()) or records.dtype != record_dtype(records.dtype["key"].itemsize):
+        raise FormatError(f"{name}: an index of another layout")
+    return np.asarray(records)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a snapshot; `path` is relative to the dataset's root. Labelled: every sample has a class index."""
+
+    path: str
+    group: str
+    split: str | None
+    labelled: bool
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_path(self) -> str:
+        """Path of the shard's index, relative to the dataset's root."""
+        return self.path.removesuffix(".tar") + INDEX_SUFFIX
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a dataset: all that a reader needs to read it, and nothing that a later run changes."""
+
+    name: str
+    parent: str | None
+    specification: Specification
+    classes: ClassList
+    shards: tuple[Shard, ...]
+    provenance: tuple[dict[str, str], ...] = ()  # one entry a generation: the versions that made it
+
+    def to_json(self) -> dict[str, Any]:
+        """The snapshot as JSON values."""
+        return {
+            "format": FORMAT,
+            "format_version": self.specification.format_version,
+            "name": self.name,
+            "parent": self.parent,
+            "specification": self.specification.to_json(),
+            "specification_name": self.specification.name,
+            "classes": {"name": self.classes.name, "labels": list(self.classes.labels)},
+            "totals": {
+                "samples": sum(shard.samples for shard in self.shards),
+                "shards": len(self.shards),
+                "bytes": sum(shard.bytes for shard in self.shards),
+            },
+            "shards": [asdict(shard) for shard in self.shards],
+            "provenance": list(self.provenance),
+        }
+
+
+def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
+    """Read a snapshot back; `FormatError` for what is none, or of a version that is not known."""
+    if value.get("format") != FORMAT:
+        raise FormatError(f"{name}: not a snapshot of a dataset")
+    try:
+        return Snapshot(
+            name=value["name"],
+            parent=value["parent"],
+            specification=specification_from_json(value["specification"]),
+            classes=ClassList(value["classes"]["name"], tuple(value["classes"]["labels"])),
+            shards=tuple(Shard(**shard) for shard in value["shards"]),
+            provenance=tuple(value["provenance"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{name}: {error}") from error
+
+
+def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
+    """The snapshot `name` of the dataset in `folder`, by default the current one; None where nothing is published.
+
+    Raises:
+        FormatError: a root or a snapshot that is damaged, missing or of an unknown version.
+    """
+    sha256 = None
+    if name is None:
+        root = folder / ROOT
+        if not root.exists():
+            return None
+        value = _read_json(root)
+        if value.get("format") != FORMAT or not re.fullmatch(r"\d{4,}", str(value.get("snapshot"))):
+            raise FormatError(f"{root}: not the root of a dataset")
+        name, sha256 = value["snapshot"], value.get("snapshot_sha256")
+    path = folder / "snapshots" / name / "snapshot.json"
+    snapshot = snapshot_from_json(_read_json(path), str(path))
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise FormatError(f"{path}: not the bytes that {ROOT} names (checksum {sha256})")
+    return snapshot
+
+
+def root_json(snapshot: Snapshot) -> dict[str, Any]:
+    """The root file's value that makes `snapshot` the current one."""
+    content = canonical_json(snapshot.to_json())
+    return {
+        "format": FORMAT,
+        "format_version": snapshot.specification.format_version,
+        "snapshot": snapshot.name,
+        "snapshot_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def read_index(folder: Path, shard: Shard) -> np.ndarray:
+    """The index of a shard, checked against the snapshot.
+
+    Raises:
+        FormatError: missing, other bytes than published, or another number of samples.
+    """
+    path = folder / shard.index_path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
+        raise FormatError(f"{path}: not the bytes that the snapshot names (checksum {shard.index_sha256})")
+    records = read_records(content, str(path))
+    if len(records) != shard.samples:
+        raise FormatError(f"{path}: {len(records)} samples, the snapshot says {shard.samples}")
+    return records
+
+
+def read_members(shard: BinaryIO, record: np.void) -> dict[str, bytes]:
+    """The members of one sample (`MEMBERS`, those that it has), read from its shard by their offsets.
+
+    Raises:
+        FormatError: the shard ends before the sample does, or holds other bytes than its index says.
+    """
+    members = {}
+    key = record["key"].decode("ascii")
+    for member in MEMBERS:
+        stem = member.split(".")[0]
+        length = int(record[f"{stem}_length"])
+        if length:
+            shard.seek(int(record[f"{stem}_offset"]))
+            members[member] = shard.read(length)
+            if len(members[member]) != length:
+                raise FormatError(f"truncated inside {key}.{member}")
+            if hashlib.sha256(members[member]).digest() != record[f"{stem}_sha256"].tobytes():
+                raise FormatError(f"{key}.{member} holds other bytes than the index says")
+    return members
+
+
+def published_keys(folder: Path, snapshot: Snapshot) -> Iterator[str]:
+    """Keys of all samples of a snapshot."""
+    for shard in snapshot.shards:
+        for key in read_index(folder, shard)["key"]:
+            yield key.decode("ascii")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: not a JSON object")
+    return value

@@ -1,0 +1,222 @@
+"""Strict readers of clip lists: the official CSV files of Kinetics, CSV files of one's own, folders of classes.
+
+A row that cannot be read is named with its file, its line and the reason; the rows around it go on.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from manifests.classes import ClassList, published_with
+from manifests.clip import Clip, file_clip, youtube_clip
+
+KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
+KINETICS_OPTIONAL = {"label", "split", "is_cc"}
+OWN_COLUMNS = {"path", "label"}
+OWN_OPTIONAL = {"start", "end", "split"}
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
+)
+SPLIT_NAMES = {"validate": "val", "validation": "val", "valid": "val"}
+
+
+class ListError(ValueError):
+    """A list that cannot be read at all: missing, not text, or with columns that belong to no known format."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row of a list that became no clip. `place` is `file name:line`; `reason` one of the ledger's reasons."""
+
+    place: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Listing:
+    """What a set of lists holds: each clip once, and every row that became none. `rows` = clips + rejected."""
+
+    clips: list[Clip] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)  # a clip's key: where it stands
+
+    @property
+    def rows(self) -> int:
+        """Number of rows read."""
+        return len(self.clips) + len(self.rejected)
+
+    @property
+    def labels(self) -> set[str]:
+        """The distinct labels of the clips."""
+        return {clip.label for clip in self.clips if clip.label is not None}
+
+
+Row = tuple[str, Clip | Rejected]
+
+
+def read_lists(lists: Iterable[Path], folder: Path | None = None) -> Listing:
+    """Read clip lists of any known format into one listing.
+
+    Args:
+        lists: CSV files and folders `class/video.mp4`. A format is known by its columns, never by the file's name.
+        folder: where relative paths of lists of one's own start; by default the folder that the list lies in.
+
+    Raises:
+        ListError: a list that cannot be read at all, or two lists of the same file name, whose rows could not be told
+            apart in the ledger.
+    """
+    listing = Listing()
+    first: dict[str, Clip] = {}
+    for path in lists:
+        name = path.resolve().name
+        if name in listing.names:
+            raise ListError(f"two lists are called {name!r}: rename one, rows are reported by the list's name and line")
+        listing.names.append(name)
+        rows = _read_folder(path, folder) if path.is_dir() else _read_csv(path, folder)
+        for place, row in rows:
+            if isinstance(row, Rejected):
+                listing.rejected.append(row)
+            elif row.key in first:
+                listing.rejected.append(_repeated(place, row, listing.places[row.key], first[row.key]))
+            else:
+                first[row.key] = row
+                listing.places[row.key] = place
+                listing.clips.append(row)
+    return listing
+
+
+def reject_unknown_labels(listing: Listing, classes: ClassList) -> Listing:
+    """Move clips whose label is not in `classes` to the rejected rows, with the list that would know the label."""
+    known = Listing(rejected=list(listing.rejected), names=listing.names, places=listing.places)
+    for clip in listing.clips:
+        if clip.label is None or clip.label in classes.index:
+            known.clips.append(clip)
+            continue
+        others = published_with([clip.label])
+        hint = f"; it is one of {' and '.join(others)}: pass --classes" if others else ""
+        message = f"label {clip.label!r} is not among the {len(classes.labels)} classes of {classes.name}{hint}"
+        known.rejected.append(Rejected(listing.places[clip.key], "unknown-label", message))
+    return known
+
+
+def _repeated(place: str, clip: Clip, first_place: str, first: Clip) -> Rejected:
+    message = f"{clip.key} stands already at {first_place}"
+    if (clip.label, clip.split) != (first.label, first.split):
+        message += (
+            f", there with label {first.label!r} and split {first.split!r}, here with {clip.label!r} and {clip.split!r}"
+        )
+    return Rejected(place, "repeated-row", message)
+
+
+def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
+    name = path.resolve().name
+    try:
+        # Universal newlines are left to the csv module (newline=""), so that quoted line breaks count as one row.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, None)
+            if not header:
+                raise ListError(f"{path}: empty, a list starts with a header row")
+            columns = [column.strip() for column in header]
+            parse = _parser_of(path, columns, str(folder or path.resolve().parent))
+            while True:
+                line = reader.line_num + 1
+                try:
+                    values = next(reader)
+                    if not values:
+                        continue
+                    yield f"{name}:{line}", parse(_row(columns, values))
+                except StopIteration:
+                    return
+                except (ValueError, csv.Error) as error:
+                    yield f"{name}:{line}", Rejected(f"{name}:{line}", "bad-row", str(error))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ListError(f"{path}: cannot be read as a list: {error}") from error
+
+
+def _row(columns: list[str], values: list[str]) -> dict[str, str]:
+    if len(values) != len(columns):
+        raise ValueError(f"{len(values)} values in a row of {len(columns)} columns ({','.join(columns)}): {values!r}")
+    return dict(zip(columns, (value.strip() for value in values), strict=True))
+
+
+def _parser_of(path: Path, columns: list[str], folder: str) -> Callable[[dict[str, str]], Clip]:
+    given = set(columns)
+    if len(given) == len(columns):
+        if given >= KINETICS_COLUMNS and given <= KINETICS_COLUMNS | KINETICS_OPTIONAL:
+            return _kinetics_row
+        if given >= OWN_COLUMNS and given <= OWN_COLUMNS | OWN_OPTIONAL:
+            return lambda row: _own_row(row, folder)
+    raise ListError(
+        f"{path}: the columns {','.join(columns)!r} belong to no known list; known are "
+        "[label,]youtube_id,time_start,time_end[,split][,is_cc] (Kinetics) and path,label[,start,end,split]"
+    )
+
+
+def _kinetics_row(row: dict[str, str]) -> Clip:
+    start, end = _seconds(row["time_start"], "time_start"), _seconds(row["time_end"], "time_end")
+    return youtube_clip(row["youtube_id"], start, end, row.get("label") or None, _split(row))
+
+
+def _own_row(row: dict[str, str], folder: str) -> Clip:
+    start = _seconds(row["start"], "start") if row.get("start") else 0.0
+    end = _seconds(row["end"], "end") if row.get("end") else None
+    path = PurePosixPath(row["path"])
+    if path.is_absolute():
+        if not path.is_relative_to(folder):
+            raise ValueError(f"path {str(path)!r} lies outside {folder}: pass the folder that holds it as --source")
+        path = path.relative_to(folder)
+    return file_clip(str(path), row["label"] or None, start, end, _split(row), folder)
+
+
+def _split(row: dict[str, str]) -> str | None:
+    split = row.get("split") or None
+    return SPLIT_NAMES.get(split, split) if split else None
+
+
+def _seconds(text: str, column: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{column} {text!r} is no number of seconds") from None
+
+
+def _read_folder(path: Path, folder: Path | None) -> Iterator[Row]:
+    """One clip a file `class/video.mp4`, whole, in the order of the names; hidden files are passed over."""
+    root = path.resolve()
+    base = folder.resolve() if folder and root.is_relative_to(folder.resolve()) else root
+    for file in sorted(root.rglob("*")):
+        inside = file.relative_to(root)
+        if any(part.startswith(".") for part in inside.parts) or file.is_dir():
+            continue
+        place = f"{root.name}:{inside.as_posix()}"
+        if len(inside.parts) != 2:
+            yield place, Rejected(place, "bad-row", "not at class/video: a file lies in the folder of its class")
+        elif file.suffix.lower() not in VIDEO_SUFFIXES:
+            yield place, Rejected(place, "bad-row", f"{file.suffix!r} is not the ending of a video file")
+        else:
+            try:
+                yield place, file_clip(file.relative_to(base).as_posix(), inside.parts[0], folder=str(base))
+            except ValueError as error:
+                yield place, Rejected(place, "bad-row", str(error))

@@ -1,0 +1,212 @@
+"""The command `kinetics-prep`: parses, calls one function, and turns its errors into messages."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from manifests.lists import ListError
+from manifests.sample import FormatError
+from pipeline.fetch import parse_source
+from pipeline.lease import LeaseHeld
+from pipeline.ledger import read_ledger, totals
+from pipeline.preview import png, preview, read_sample
+from pipeline.report import write_report
+from pipeline.run import SpecificationChanged, run
+from pipeline.verify import verify
+
+DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
+# Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
+IN_PROCESS = "FnApiRunner"
+
+DECODE_ALL = -1  # what `--decode` without a number stands for
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """From lists of clips to shards for training: fetch, trim, 25 fps, TV-L1 flow.
+
+    Example: kinetics-prep run --manifest val.csv --source videos/ --output k400
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@main.command(
+    "run", context_settings={"ignore_unknown_options": True}, short_help="Prepare what the lists name and publish it."
+)
+@click.option(
+    "--manifest",
+    "manifests",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A list: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. May be repeated.",
+)
+@click.option(
+    "--source",
+    default="youtube",
+    show_default=True,
+    help="A folder with <youtube_id>.<ext>, a URL with {youtube_id}, or youtube.",
+)
+@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
+@click.option(
+    "--flow", type=click.Choice(["opencv", "none"]), default="opencv", show_default=True, help="TV-L1 backend."
+)
+@click.option("--short-side", type=int, default=256, show_default=True, help="Stored short side in pixels.")
+@click.option(
+    "--classes",
+    help="kinetics400, kinetics600, or a file with one label a line. By default kinetics400, "
+    "for lists of your own their labels, and for a dataset that exists the list it was made with.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
+@click.argument("beam_options", nargs=-1, type=click.UNPROCESSED)
+def run_command(
+    manifests: tuple[Path, ...],
+    source: str,
+    output: Path,
+    flow: str,
+    short_side: int,
+    classes: str | None,
+    workers: int | None,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Prepare every clip of the lists that is not published yet.
+
+    Clips that fail are recorded with a reason, and the rest goes on; the next run tries them again. Options that are not
+    listed here go to Apache Beam, such as --runner.
+
+    \b
+    Examples:
+      kinetics-prep run --manifest train.csv --manifest val.csv --output k400
+      kinetics-prep run --manifest val.csv --source 'https://mirror.example/{youtube_id}.mp4' --output k400
+      kinetics-prep run --manifest my_videos/ --output mine --flow none
+    """
+    try:
+        plan = run(
+            manifests,
+            parse_source(source),
+            output,
+            flow=flow == "opencv",
+            short_side=short_side,
+            classes=classes,
+            options=_beam_options(beam_options, workers or os.cpu_count() or 1),
+        )
+    except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    for row in plan.listing.rejected:
+        click.echo(f"{row.place}: {row.reason}: {row.message}", err=True)
+    ledger = read_ledger(output)
+    for clip in plan.clips:
+        if ledger[clip.key]["reason"]:
+            message = ledger[clip.key]["message"].splitlines() or [""]
+            click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {message[-1]}", err=True)
+    already = len(plan.listing.clips) - len(plan.clips)
+    click.echo(
+        f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
+        f"{len(plan.clips)} clips worked on"
+    )
+    _print_totals(output)
+
+
+@main.command("status", short_help="Count what became of the listed clips.")
+@click.argument("dataset", type=DATASET)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status_command(dataset: Path, as_json: bool) -> None:
+    """Count what became of the listed clips: listed = ok + failed, by reason.
+
+    Example: kinetics-prep status k400 --json
+    """
+    if as_json:
+        click.echo(json.dumps(totals(read_ledger(dataset).values()), indent=1))
+    else:
+        _print_totals(dataset)
+
+
+@main.command("verify", short_help="Check shards, indexes and videos.")
+@click.argument("dataset", type=DATASET)
+@click.option(
+    "--decode",
+    type=click.IntRange(min=DECODE_ALL),
+    is_flag=False,
+    flag_value=DECODE_ALL,
+    default=0,
+    help="Decode N samples as well, or all of them when N is left out.",
+    metavar="[N]",
+)
+def verify_command(dataset: Path, decode: int) -> None:
+    """Check the hashes and the index of every shard, and on request decode samples. Exit status 1 when anything differs.
+
+    Example: kinetics-prep verify k400 --decode 100
+    """
+    try:
+        result = verify(dataset, None if decode == DECODE_ALL else decode)
+    except FormatError as error:
+        raise click.ClickException(str(error)) from error
+    for problem in result.problems:
+        click.echo(problem, err=True)
+    click.echo(
+        f"snapshot {result.snapshot}: {result.shards} shards, {result.samples} samples, {result.decoded} decoded, "
+        f"{len(result.problems)} problems"
+    )
+    sys.exit(1 if result.problems else 0)
+
+
+@main.command("preview", short_help="Show a sample as a picture.")
+@click.argument("dataset", type=DATASET)
+@click.argument("key")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .png file.")
+def preview_command(dataset: Path, key: str, output: Path) -> None:
+    """Write a picture of a sample: frames above, colour-coded flow below.
+
+    A key that starts with a dash stands after two dashes.
+
+    Example: kinetics-prep preview k400 -o clip.png -- -abcdefghij_000010_000020
+    """
+    try:
+        output.write_bytes(png(preview(read_sample(dataset, key))))
+    except (FormatError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("report", short_help="Write the report page.")
+@click.argument("dataset", type=DATASET)
+def report_command(dataset: Path) -> None:
+    """Write DATASET/report.html: totals, failures by reason, frames and flow of a few clips.
+
+    Example: kinetics-prep report k400
+    """
+    try:
+        click.echo(write_report(dataset))
+    except FormatError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _print_totals(dataset: Path) -> None:
+    counts = totals(read_ledger(dataset).values())
+    click.echo(f"listed  {counts['listed']:>8}")
+    click.echo(f"ok      {counts['ok']:>8}")
+    click.echo(f"failed  {sum(counts['failed'].values()):>8}")
+    for reason, number in counts["failed"].items():
+        click.echo(f"  {reason:<16}{number:>6}")
+
+
+def _beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
+    """Beam's options; refuses what Beam does not know, which it would drop with one line in its log."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    try:
+        known, unknown = parser.parse_known_args(list(arguments))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise click.UsageError(f"Beam options {' '.join(arguments)}: {error}") from error
+    if unknown:
+        raise click.UsageError(f"no such option: {' '.join(unknown)} (neither of kinetics-prep nor of Apache Beam)")
+    own = []
+    if known.runner is None:
+        own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
+    return PipelineOptions([*own, *arguments])

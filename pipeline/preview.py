@@ -1,0 +1,50 @@
+"""A stored sample as a picture: frames above, colour-coded flow below."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from flow import colour_code, decode_flow_codes, dequantise
+from manifests.index import read_index, read_members, read_metadata, read_snapshot
+from manifests.sample import FLOW, METADATA, RGB, FormatError
+from pipeline.video import decode_rgb
+
+COLUMNS = 6
+FLOW_SCALE_PIXELS = 5.0
+
+
+def read_sample(folder: Path, key: str) -> dict[str, bytes]:
+    """The members of one published sample.
+
+    Raises:
+        FormatError: nothing published, or no such sample.
+    """
+    snapshot = read_snapshot(folder)
+    for shard in snapshot.shards if snapshot else ():
+        for record in read_index(folder, shard):
+            if record["key"].decode() == key:
+                with (folder / shard.path).open("rb") as file:
+                    return read_members(file, record)
+    raise FormatError(f"{folder}: no published sample has the key {key!r}")
+
+
+def preview(members: dict[str, bytes], columns: int = COLUMNS) -> np.ndarray:
+    """Frames spread over the clip above, the flow that starts at each of them below: [H or 2H, columns · W, 3] uint8 RGB."""
+    frames = decode_rgb(members[RGB])
+    places = np.unique(np.linspace(0, len(frames) - 2, columns).round().astype(int))
+    rows = [np.concatenate(list(frames[places]), axis=1)]
+    if FLOW in members:
+        bound = read_metadata(members[METADATA], METADATA)["flow"]["bound_pixels"]
+        codes = decode_flow_codes(members[FLOW])[places]
+        pictures = [colour_code(dequantise(code, bound), FLOW_SCALE_PIXELS) for code in codes]
+        rows.append(np.concatenate(pictures, axis=1))
+    return np.concatenate(rows)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """An RGB picture as the bytes of a PNG file."""
+    ok, encoded = cv2.imencode(".png", picture[..., ::-1])
+    if not ok:
+        raise RuntimeError(f"cannot encode a picture of {picture.shape} as PNG")
+    return encoded.tobytes()

@@ -1,0 +1,143 @@
+"""Samples as tar members, finished clips, shards: the same bytes for the same outcomes, whoever wrote them when."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from manifests.clip import Clip
+from manifests.files import complete_file, sha256_of, write_file
+from manifests.index import INDEX_SUFFIX, Shard, index_tar, read_metadata, write_records
+from manifests.sample import CLASS, FLOW, METADATA, RGB, FormatError, Specification
+
+MEMBER_ORDER = (RGB, FLOW, METADATA, CLASS)
+
+
+def write_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Append one sample to a tar: fixed order, time, owner and mode."""
+    for member in MEMBER_ORDER:
+        if member in members:
+            entry = tarfile.TarInfo(f"{key}.{member}")
+            entry.size = len(members[member])
+            entry.mode = 0o644
+            tar.addfile(entry, io.BytesIO(members[member]))
+
+
+def _open_for_writing(file: BinaryIO) -> tarfile.TarFile:
+    # USTAR holds no time stamps but the one that we leave at zero, and names of up to 100 characters.
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+
+
+@dataclass(frozen=True)
+class FinishedClips:
+    """The finished clips of one specification, `OUTPUT/clips/<spec>/`: a tar of one sample each.
+
+    `KEY.rgb.tar` is a clip that still waits for its flow, `KEY.tar` a complete one.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, output: Path, specification: Specification) -> "FinishedClips":
+        """The finished clips of a dataset."""
+        return cls(output / "clips" / specification.name)
+
+    def write(self, clip: Clip, members: Mapping[str, bytes], *, complete: bool) -> None:
+        """Keep a clip; a complete one takes the place of the one that waited for its flow."""
+        with complete_file(self._path(clip.key, complete)) as file, _open_for_writing(file) as tar:
+            write_sample(tar, clip.key, members)
+        if complete:
+            self._path(clip.key, False).unlink(missing_ok=True)
+
+    def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
+        """The members of a kept clip; None where there is none, or one that was listed with another label or split."""
+        path = self._path(clip.key, complete)
+        if not path.exists():
+            return None
+        members = self.members(clip.key, complete=complete)
+        metadata = read_metadata(members[METADATA], str(path))
+        return members if (metadata["label"], metadata["split"]) == (clip.label, clip.split) else None
+
+    def members(self, key: str, *, complete: bool = True) -> dict[str, bytes]:
+        """The members of a kept clip."""
+        path = self._path(key, complete)
+        found = {}
+        with tarfile.open(path, mode="r:") as tar:
+            for entry in tar:
+                content = tar.extractfile(entry)
+                found[entry.name.partition(".")[2]] = content.read() if content else b""
+        if METADATA not in found:
+            raise FormatError(f"{path}: not a finished clip; remove it and run again")
+        return found
+
+    def _path(self, key: str, complete: bool) -> Path:
+        return self.folder / (f"{key}.tar" if complete else f"{key}.rgb.tar")
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to be written: its place in the generation and the keys that go into it, sorted."""
+
+    generation: int
+    group: str
+    split: str | None
+    labelled: bool
+    number: int
+    keys: tuple[str, ...]
+
+
+def plan_shards(clips: Iterable[Clip], generation: int, specification: Specification) -> list[PlannedShard]:
+    """Assign clips to shards: a pure function of the set of clips, the generation and the specification.
+
+    In each group the keys are put in the order of a seeded hash, so that a shard is a fair sample of its group, and cut
+    into shards of equal count; the last one holds the rest.
+    """
+    groups: dict[str, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(clip.group, []).append(clip)
+    planned = []
+    for group, members in sorted(groups.items()):
+        split, labelled = members[0].split, members[0].label is not None
+        keys = sorted((clip.key for clip in members), key=lambda key: (_seeded_hash(key, specification.seed), key))
+        for number, start in enumerate(range(0, len(keys), specification.samples_per_shard)):
+            shard_keys = tuple(sorted(keys[start : start + specification.samples_per_shard]))
+            planned.append(PlannedShard(generation, group, split, labelled, number, shard_keys))
+    return planned
+
+
+def _seeded_hash(key: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
+
+
+def write_shard(planned: PlannedShard, finished: FinishedClips, output: Path) -> Shard:
+    """Write one shard and its index; the tar's name carries a hash of its content.
+
+    The bytes are read back and indexed before the shard gets its name, so what is published was seen to be whole.
+    """
+    folder = output / "shards" / planned.group
+    unnamed = folder / f"g{planned.generation:04d}-{planned.number:06d}.tar"
+    with complete_file(unnamed) as file:
+        with _open_for_writing(file) as tar:
+            for key in planned.keys:
+                write_sample(tar, key, finished.members(key))
+        size = file.tell()
+    with unnamed.open("rb") as file:
+        records = index_tar(file, unnamed.name)
+    sha256 = sha256_of(unnamed)
+    path = unnamed.with_name(f"{unnamed.stem}-{sha256[:12]}.tar")
+    index = write_records(records)
+    write_file(path.with_name(path.stem + INDEX_SUFFIX), index)
+    unnamed.replace(path)
+    return Shard(
+        path=path.relative_to(output).as_posix(),
+        group=planned.group,
+        split=planned.split,
+        labelled=planned.labelled,
+        samples=len(records),
+        bytes=size,
+        sha256=sha256,
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )

@@ -1,0 +1,299 @@
+"""One video file prepared for the networks: trim, 25 fps by timestamps, resize, encode, flow, decode. No Beam here.
+
+The trainer's prediction prepares its files with these same functions.
+"""
+
+import io
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import ffmpeg
+import numpy as np
+
+from flow import TVL1Params, encode_flow, tvl1
+from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
+from pipeline.process import ChildError, ChildTimeout, run_child
+
+PROBE_DEADLINE_SECONDS = 60.0
+# Encoding runs at several times real time; the floor covers start-up on a loaded machine and seeks in long files.
+ENCODE_DEADLINE_SECONDS = 120.0
+ENCODE_DEADLINE_PER_SECOND = 30.0
+# Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
+CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
+FPS_COUNTS = re.compile(r"(\d+) frames in, (\d+) frames out; (\d+) frames dropped, (\d+) frames duplicated")
+
+
+class VideoError(Exception):
+    """A video that cannot be prepared: `reason` from the ledger's list, `message` as the tool wrote it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason, self.message = reason, message
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """What a source file holds: its first video stream as it is shown, that is after rotation."""
+
+    width: int
+    height: int
+    frame_rate: Fraction
+    colour_matrix: str  # as FFmpeg names it; "unknown" where the file does not say
+
+
+@dataclass(frozen=True)
+class StoredRgb:
+    """A prepared clip: the bytes of `KEY.rgb.mp4` and what its metadata says of it."""
+
+    content: bytes
+    frames: int
+    width: int
+    height: int
+    duplicated: int
+    dropped: int
+    source: SourceVideo
+
+
+@dataclass(frozen=True)
+class StoredFlow:
+    """The flow of a prepared clip: the bytes of `KEY.flow.mp4` and its size, of each of the two components."""
+
+    content: bytes
+    frames: int
+    width: int
+    height: int
+
+
+def probe(path: Path) -> SourceVideo:
+    """Look into a video file.
+
+    Raises:
+        VideoError: empty-file, not-a-video, no-video-stream, timeout.
+    """
+    if path.stat().st_size == 0:
+        raise VideoError("empty-file", f"{path.name} has 0 bytes")
+    entries = "stream=codec_type,width,height,avg_frame_rate,r_frame_rate,color_space:stream_disposition=attached_pic"
+    arguments = ["ffprobe", "-v", "error", *_input_limits(), "-show_entries", entries, "-of", "json", _file_url(path)]
+    try:
+        output, _ = run_child(arguments, deadline_seconds=PROBE_DEADLINE_SECONDS)
+    except ChildTimeout as error:
+        raise VideoError("timeout", str(error)) from error
+    except ChildError as error:
+        raise VideoError("not-a-video", _without_path(str(error), path)) from error
+    streams: list[dict[str, Any]] = json.loads(output).get("streams", [])
+    videos = [s for s in streams if s.get("codec_type") == "video" and not s["disposition"]["attached_pic"]]
+    if not videos:
+        kinds = ", ".join(sorted({str(s.get("codec_type")) for s in streams})) or "none"
+        raise VideoError("no-video-stream", f"{path.name} has no video stream (streams: {kinds})")
+    first = videos[0]
+    rate = _rate(first.get("avg_frame_rate")) or _rate(first.get("r_frame_rate"))
+    if not first.get("width") or not first.get("height") or not rate:
+        raise VideoError("corrupt", f"{path.name}: the video stream has no size or no frame rate")
+    return SourceVideo(first["width"], first["height"], rate, first.get("color_space", "unknown"))
+
+
+def encode_rgb(
+    path: Path, output: Path, coding: RgbCoding, start_seconds: float = 0.0, end_seconds: float | None = None
+) -> StoredRgb:
+    """Cut [start_seconds, end_seconds) out of a video and store it as `coding` says, at `output`.
+
+    Frames are taken by their timestamps: picture k shows the source frame nearest to start + k/25 s, so a slower source
+    gives duplicates and a faster one drops. A cut past the end keeps what there is, from `MINIMUM_FRAMES` frames up.
+
+    Raises:
+        VideoError: what `probe` raises; too-short, corrupt, timeout.
+    """
+    source = probe(path)
+    seconds = None if end_seconds is None else end_seconds - start_seconds
+    limit = None if seconds is None else max(1, math.floor(seconds * coding.frame_rate + 0.5))
+    command = _encode_command(path, output, coding, source, start_seconds, seconds, limit)
+    deadline = ENCODE_DEADLINE_SECONDS + ENCODE_DEADLINE_PER_SECOND * (600.0 if seconds is None else seconds)
+    try:
+        _, log = run_child(command, deadline_seconds=deadline)
+    except ChildTimeout as error:
+        raise VideoError("timeout", _without_path(str(error), path)) from error
+    except ChildError as error:
+        raise VideoError("corrupt", _without_path(str(error), path)) from error
+    content = output.read_bytes()
+    frames, height, width = _stored_shape(content)
+    if frames < MINIMUM_FRAMES:
+        raise VideoError(
+            "too-short",
+            f"{frames} frames at {coding.frame_rate} fps from {start_seconds:g} s on, {MINIMUM_FRAMES} are needed",
+        )
+    # A line for each time that ffmpeg built its filters: an empty one first, then again where the picture's size changes.
+    counts = [[int(number) for number in line] for line in FPS_COUNTS.findall(log)]
+    if not counts:
+        raise RuntimeError(f"ffmpeg's fps filter did not report its counts:\n{log[-2000:]}")
+    _, _, dropped, duplicated = (sum(column) for column in zip(*counts, strict=True))
+    return StoredRgb(content, frames, width, height, duplicated, dropped, source)
+
+
+def _encode_command(
+    path: Path,
+    output: Path,
+    coding: RgbCoding,
+    source: SourceVideo,
+    start_seconds: float,
+    seconds: float | None,
+    frame_limit: int | None,
+) -> list[str]:
+    if coding.resize_kernel != "swscale-bilinear":
+        raise ValueError(f"resize kernel {coding.resize_kernel!r} is unknown; there is 'swscale-bilinear'")
+    times: dict[str, Any] = {"ss": f"{start_seconds:.6f}"}
+    if seconds is not None:
+        times["t"] = f"{seconds:.6f}"
+    side = coding.short_side
+    stream = ffmpeg.input(_file_url(path), protocol_whitelist="file", format_whitelist=CONTAINERS, **times)["V:0"]
+    stream = stream.filter("fps", fps=coding.frame_rate, start_time=0)
+    # The shown aspect counts: `dar` includes the shape of the pixels, and rotation has been applied before.
+    stream = stream.filter(
+        "scale",
+        w=f"if(lt(dar,1),{side},2*round({side}*dar/2))",
+        h=f"if(lt(dar,1),2*round({side}/dar/2),{side})",
+        flags="bilinear+accurate_rnd+full_chroma_int+bitexact",
+        in_color_matrix=_colour_matrix(source),
+        out_color_matrix="bt601",
+        out_range="tv",
+    )
+    stream = stream.filter("setsar", 1).filter("format", "yuv420p")
+    # The matrix is ours now; what the source said of primaries and transfer no longer belongs to these pictures.
+    tags = {"range": "tv", "colorspace": "smpte170m", "color_primaries": "unknown", "color_trc": "unknown"}
+    stream = stream.filter("setparams", **tags)
+    options: dict[str, Any] = {
+        "format": "mp4",
+        "c:v": "libx264",
+        "preset": coding.preset,
+        "tune": coding.tune,
+        "crf": coding.crf,
+        "threads": 1,
+        "x264-params": f"keyint={coding.group_of_pictures}:min-keyint=1:scenecut=0:cpu-independent=1",
+        "colorspace": "smpte170m",
+        "color_range": "tv",
+        "map_metadata": -1,
+        "map_chapters": -1,
+        "fflags": "+bitexact",
+        "flags:v": "+bitexact",
+        "movflags": "+faststart",
+    }
+    if frame_limit is not None:
+        options["frames:v"] = frame_limit
+    stream = ffmpeg.output(stream, _file_url(output), **options)
+    # "verbose" makes the fps filter say how many frames it dropped and duplicated.
+    stream = stream.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", "verbose", "-filter_threads", "1")
+    return list(stream.compile(overwrite_output=True))
+
+
+def _colour_matrix(source: SourceVideo) -> str:
+    """The matrix of the source's YUV; an untagged file is taken for BT.709 from HD sizes up, as players do."""
+    if source.colour_matrix not in ("unknown", "unspecified", "reserved"):
+        return "auto"
+    long_side, short_side = max(source.width, source.height), min(source.width, source.height)
+    return "bt709" if long_side >= 1280 or short_side > 576 else "bt601"
+
+
+def default_flow_coding() -> FlowCoding:
+    """How flow is made and stored unless told otherwise: TV-L1 with the reference's default parameters."""
+    return FlowCoding(parameters=asdict(TVL1Params()))
+
+
+def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "opencv", threads: int = 1) -> StoredFlow:
+    """Flow of a stored RGB video, from its decoded pictures: one flow picture less than there are frames.
+
+    Args:
+        rgb: the bytes of `KEY.rgb.mp4`.
+        coding: variant, parameters and coding of the flow.
+        backend: what computes it, see `flow.tvl1`.
+        threads: pairs computed at a time.
+
+    Raises:
+        VideoError: corrupt.
+    """
+    parameters: dict[str, Any] = dict(coding.parameters)
+    flow = tvl1(decode_luma(rgb), TVL1Params(**parameters), backend=backend, threads=threads)
+    content = encode_flow(
+        flow,
+        bound_pixels=coding.bound_pixels,
+        crf=coding.crf,
+        group_of_pictures=coding.group_of_pictures,
+        preset=coding.preset,
+        tune=coding.tune,
+    )
+    return StoredFlow(content, len(flow), width=flow.shape[2], height=flow.shape[1])
+
+
+def decode_luma(video: bytes) -> np.ndarray:
+    """Luma of a stored RGB video stretched to full range: [T, H, W] uint8 grey, 0 black, 255 white.
+
+    This is the grey that flow is computed from: BT.601 luma is what OpenCV calls grey, without the way over RGB.
+
+    Raises:
+        VideoError: corrupt.
+    """
+    stretch = np.clip(np.rint((np.arange(256) - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
+    pictures = []
+    for frame in _decode(video):
+        plane = frame.planes[0]
+        luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
+        pictures.append(stretch[luma])
+    return np.stack(pictures)
+
+
+def decode_rgb(video: bytes) -> np.ndarray:
+    """Pictures of a stored RGB video: [T, H, W, 3] uint8.
+
+    Raises:
+        VideoError: corrupt.
+    """
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video)])
+
+
+def _decode(video: bytes) -> list[av.VideoFrame]:
+    try:
+        with av.open(io.BytesIO(video), "r", format="mp4") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            frames = list(container.decode(stream))
+    except (av.error.FFmpegError, IndexError) as error:
+        raise VideoError("corrupt", f"stored video cannot be decoded: {error}") from error
+    if not frames:
+        raise VideoError("corrupt", "stored video holds no picture")
+    return frames
+
+
+def _stored_shape(content: bytes) -> tuple[int, int, int]:
+    """Frames, height and width of a video just encoded, from its packets; zeros where ffmpeg wrote no picture."""
+    if not content:
+        return 0, 0, 0
+    with av.open(io.BytesIO(content), "r", format="mp4") as container:
+        if not container.streams.video:
+            return 0, 0, 0
+        stream = container.streams.video[0]
+        frames = sum(1 for packet in container.demux(stream) if packet.size)
+        return frames, stream.height, stream.width
+
+
+def _input_limits() -> list[str]:
+    return ["-protocol_whitelist", "file", "-format_whitelist", CONTAINERS]
+
+
+def _file_url(path: Path) -> str:
+    """A path as FFmpeg must be given it: whatever the name starts with or holds, it is a file's name."""
+    return f"file:{path}"
+
+
+def _without_path(message: str, path: Path) -> str:
+    """The raw message without the scratch folder, which changes from run to run."""
+    return message.replace(f"{path.parent}/", "").replace("file:", "")
+
+
+def _rate(text: str | None) -> Fraction | None:
+    if not text or text.startswith("0/") or text.endswith("/0"):
+        return None
+    return Fraction(text)

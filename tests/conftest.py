@@ -1,0 +1,55 @@
+"""What several tests need: the folder of real clips and weights, small videos, a server on loopback."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real clips and released weights, which the project does not need and does not ship."""
+    folder = Path(os.environ.get("QUO_VADIS_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real clips and weights at {folder} (set QUO_VADIS_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """Write a small video with ffmpeg: moving test picture, any options."""
+
+    def make(path: Path, *options: str, size: str = "160x120", rate: str = "25", seconds: float = 2) -> Path:
+        source = f"testsrc2=size={size}:rate={rate}:duration={seconds}"
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-i", source, *options, f"file:{path}"]
+        subprocess.run(command, check=True, timeout=60)
+        return path
+
+    return make
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serve a folder over HTTP on loopback; gives the base URL."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,36 @@
+"""What happens in a video file: prepared as the pipeline does it, through the same bytes."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from manifests.sample import FLOW, RGB, RgbCoding
+from pipeline.video import default_flow_coding, encode_rgb, flow_of
+from train.evaluate import Streams, stream_logits, sum_of_streams, top_classes
+
+
+def predict(
+    video: Path, streams: Streams, start_seconds: float = 0.0, end_seconds: float | None = None, top: int = 5
+) -> dict[str, Any]:
+    """Classify [start_seconds, end_seconds) of a video, by default all of it.
+
+    The clip goes through the stored form, encoded and decoded, so that a prediction equals the evaluation of the same
+    clip in a dataset.
+
+    Returns:
+        `video`, `frames`, `top`: the most probable classes, best first, with label, index and probability.
+
+    Raises:
+        VideoError: the file is missing, no video, too short, …
+        ValueError: times out of order.
+    """
+    if start_seconds < 0 or (end_seconds is not None and end_seconds <= start_seconds):
+        raise ValueError(f"start {start_seconds:g} is not before end {end_seconds}")
+    with tempfile.TemporaryDirectory() as folder:
+        rgb = encode_rgb(video, Path(folder) / RGB, RgbCoding(), start_seconds, end_seconds)
+    members = {RGB: rgb.content}
+    if "flow" in streams.networks:
+        members[FLOW] = flow_of(rgb.content, default_flow_coding(), threads=os.cpu_count() or 1).content
+    joint = sum_of_streams(dict(stream_logits(members, streams)))
+    return {"video": str(video), "frames": rgb.frames, "top": top_classes(joint, streams.classes, top)}

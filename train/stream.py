@@ -1,0 +1,121 @@
+"""Samples of a dataset, found by what a user types and read by their offsets."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+import numpy as np
+
+from manifests.classes import PUBLISHED, ClassList, published_classes
+from manifests.index import index_tar, read_index, read_members, read_snapshot
+from manifests.sample import METADATA, FormatError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where one sample lies."""
+
+    key: str
+    shard: Path
+    record: np.void  # `manifests.index.record_dtype`
+
+    def read(self) -> dict[str, bytes]:
+        """The sample's members, checked against the index.
+
+        Raises:
+            FormatError: the shard is missing, truncated, or holds other bytes; the message names it.
+        """
+        try:
+            with self.shard.open("rb") as file:
+                return read_members(file, self.record)
+        except (OSError, FormatError) as error:
+            raise FormatError(f"{self.shard}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples that a specification names, in the order of their keys, and the class list that their indices mean."""
+
+    samples: tuple[Sample, ...]
+    classes: ClassList | None
+    snapshot: str | None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def open_samples(shards: str, split: str | None = None) -> Samples:
+    """Find samples.
+
+    Args:
+        shards: a dataset's folder, `DIR` or `DIR@SNAPSHOT`, or names of tar files with braces and globs.
+        split: take only this split.
+
+    Raises:
+        FormatError: nothing there, a damaged index or shard, or no sample of that split.
+    """
+    folder, _, name = shards.partition("@")
+    if Path(shards).is_dir():
+        folder, name = shards, ""
+    if Path(folder).is_dir():
+        return _of_dataset(Path(folder), name or None, split)
+    return _of_tars(shards, split)
+
+
+def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
+    snapshot = read_snapshot(folder, name)
+    if snapshot is None:
+        raise FormatError(f"{folder}: no dataset is published there (there is no index.json)")
+    shards = [shard for shard in snapshot.shards if split is None or shard.split == split]
+    if not shards:
+        there = sorted({shard.split or "(none)" for shard in snapshot.shards})
+        raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
+    samples = []
+    for shard in shards:
+        path = folder / shard.path
+        size = path.stat().st_size if path.exists() else None
+        if size != shard.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
+        samples += [Sample(record["key"].decode(), path, record) for record in read_index(folder, shard)]
+    return Samples(tuple(sorted(samples, key=lambda sample: sample.key)), snapshot.classes, snapshot.name)
+
+
+def _of_tars(names: str, split: str | None) -> Samples:
+    paths = sorted({path for name in braceexpand.braceexpand(names) for path in glob(name) or [name]})
+    samples: list[Sample] = []
+    class_lists: set[tuple[str, str]] = set()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FormatError(f"{path}: neither a dataset's folder nor a tar file that is there")
+        with path.open("rb") as file:
+            records = index_tar(file, str(path))
+        for record in records:
+            sample = Sample(record["key"].decode(), path, record)
+            metadata = read_json(sample.read())
+            class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
+            if split is None or metadata["split"] == split:
+                samples.append(sample)
+    if len(class_lists) > 1:
+        raise FormatError(f"{names}: samples of different class lists: {', '.join(name for name, _ in class_lists)}")
+    if not samples:
+        raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
+    samples.sort(key=lambda sample: sample.key)
+    return Samples(tuple(samples), _published(class_lists.pop()[1]), None)
+
+
+def _published(sha256: str) -> ClassList | None:
+    """The published class list with that hash; a tar alone does not carry its labels."""
+    return next((classes for classes in map(published_classes, PUBLISHED) if classes.sha256 == sha256), None)
+
+
+def read_json(members: dict[str, bytes]) -> dict[str, Any]:
+    """A sample's metadata, whose version was seen when its index was made."""
+    return dict(json.loads(members[METADATA]))
