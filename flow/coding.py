@@ -1,7 +1,7 @@
 """Flow as 8-bit video: code 128 is zero, ±`bound_pixels` are codes 255 and 1; x over y in H.264 grey, full range.
 
-A limited-range tag anywhere on the way would quietly squeeze the codes, so the stream is monochrome (4:0:0), tagged full
-range, and read from the luma plane without any conversion.
+A limited-range tag anywhere on the way would quietly squeeze the codes, so the stream is monochrome (4:0:0), tagged
+full range, and read from the luma plane without any conversion.
 """
 
 import io
@@ -21,6 +21,7 @@ def quantise(flow: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
 
     Args:
         flow: float array of any shape, finite.
+        bound_pixels: the motion that the largest code stands for.
 
     Returns:
         uint8 array of the same shape. Negating the flow mirrors the code about 128.
@@ -33,7 +34,7 @@ def quantise(flow: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
     if not np.isfinite(flow).all():
         raise ValueError("flow holds NaN or infinity")
     steps = np.rint(np.clip(flow, -bound_pixels, bound_pixels) * (STEPS / bound_pixels))
-    return (steps + ZERO_CODE).astype(np.uint8)
+    return np.asarray(steps + ZERO_CODE, np.uint8)
 
 
 def dequantise(codes: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
@@ -53,7 +54,7 @@ def encode_flow(
 ) -> bytes:
     """Flow [N, H, W, 2] float pixels as an MP4 file of N grey pictures of 2H × W, x over y.
 
-    The same flow gives the same bytes on one build of PyAV: one x264 thread, CPU-independent decisions, bit-exact muxing.
+    The same flow gives the same bytes on one build of PyAV: one x264 thread, CPU-independent code, bit-exact muxing.
 
     Raises:
         ValueError: another shape, or odd sizes.
@@ -77,9 +78,7 @@ def encode_flow(
             "x264-params": f"keyint={group_of_pictures}:min-keyint=1:scenecut=0:cpu-independent=1:fullrange=on",
         }
         for index in range(count):
-            picture = np.concatenate(
-                [quantise(flow[index, :, :, 0], bound_pixels), quantise(flow[index, :, :, 1], bound_pixels)]
-            )
+            picture = quantise(flow[index], bound_pixels).transpose(2, 0, 1).reshape(2 * height, width)
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
             frame.color_range = FULL_RANGE
             frame.pts, frame.time_base = index, Fraction(1, frame_rate)

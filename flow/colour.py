@@ -17,7 +17,7 @@ def colour_wheel() -> np.ndarray:
         HUES[i] + (HUES[(i + 1) % 6] - HUES[i]) * (np.arange(steps) / steps)[:, None]
         for i, steps in enumerate(HUE_STEPS)
     ]
-    return np.concatenate(segments)
+    return np.asarray(np.concatenate(segments))
 
 
 def colour_code(flow: np.ndarray, scale_pixels: float = 5.0) -> np.ndarray:
@@ -44,7 +44,7 @@ def colour_code(flow: np.ndarray, scale_pixels: float = 5.0) -> np.ndarray:
     share = (turn - np.floor(turn))[..., None]
     hue = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
     within = (1 - np.minimum(speed, 1.0)[..., None] * (1 - hue)) * np.where(speed > 1, 0.75, 1.0)[..., None]
-    return np.rint(within * 255).astype(np.uint8)
+    return np.asarray(np.rint(within * 255), np.uint8)
 
 
 def colour_legend(side_pixels: int = 64) -> np.ndarray:

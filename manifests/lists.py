@@ -16,25 +16,11 @@ KINETICS_OPTIONAL = {"label", "split", "is_cc"}
 OWN_COLUMNS = {"path", "label"}
 OWN_OPTIONAL = {"start", "end", "split"}
 VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
+    f".{ending}"
+    for ending in (
+        *("3gp", "asf", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
+    )
 )
 SPLIT_NAMES = {"validate": "val", "validation": "val", "valid": "val"}
 
@@ -71,6 +57,8 @@ class Listing:
         """The distinct labels of the clips."""
         return {clip.label for clip in self.clips if clip.label is not None}
 
+
+ROW_SHOWN = 200  # characters of a bad row in its message
 
 Row = tuple[str, Clip | Rejected]
 
@@ -132,32 +120,32 @@ def _repeated(place: str, clip: Clip, first_place: str, first: Clip) -> Rejected
 def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
     name = path.resolve().name
     try:
-        # Universal newlines are left to the csv module (newline=""), so that quoted line breaks count as one row.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, None)
-            if not header:
-                raise ListError(f"{path}: empty, a list starts with a header row")
-            columns = [column.strip() for column in header]
+        with path.open(encoding="utf-8-sig") as file:
+            columns = [column.strip() for column in _values(next(file, ""))]
+            if not any(columns):
+                raise ListError(f"{path}: no header, a list starts with a row of column names")
             parse = _parser_of(path, columns, str(folder or path.resolve().parent))
-            while True:
-                line = reader.line_num + 1
+            # A row is a line: a stray quote spoils its own row, and not all that follow.
+            for number, line in enumerate(file, start=2):
+                place = f"{name}:{number}"
                 try:
-                    values = next(reader)
-                    if not values:
-                        continue
-                    yield f"{name}:{line}", parse(_row(columns, values))
-                except StopIteration:
-                    return
+                    if line.strip():
+                        yield place, parse(_row(columns, _values(line)))
                 except (ValueError, csv.Error) as error:
-                    yield f"{name}:{line}", Rejected(f"{name}:{line}", "bad-row", str(error))
+                    yield place, Rejected(place, "bad-row", f"{error} in {line.strip()[:ROW_SHOWN]!r}")
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"{path}: cannot be read as a list: {error}") from error
+    except csv.Error as error:
+        raise ListError(f"{path}: the header is no row of column names: {error}") from error
+
+
+def _values(line: str) -> list[str]:
+    return next(csv.reader([line], strict=True), [])
 
 
 def _row(columns: list[str], values: list[str]) -> dict[str, str]:
     if len(values) != len(columns):
-        raise ValueError(f"{len(values)} values in a row of {len(columns)} columns ({','.join(columns)}): {values!r}")
+        raise ValueError(f"{len(values)} values in a row of {len(columns)} columns ({','.join(columns)})")
     return dict(zip(columns, (value.strip() for value in values), strict=True))
 
 

@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.lists import ListError
 from manifests.sample import FormatError
+from pipeline import turns
 from pipeline.fetch import parse_source
 from pipeline.lease import LeaseHeld
 from pipeline.ledger import read_ledger, totals
@@ -75,10 +76,10 @@ def run_command(
     workers: int | None,
     beam_options: tuple[str, ...],
 ) -> None:
-    """Prepare every clip of the lists that is not published yet.
+    r"""Prepare every clip of the lists that is not published yet.
 
-    Clips that fail are recorded with a reason, and the rest goes on; the next run tries them again. Options that are not
-    listed here go to Apache Beam, such as --runner.
+    Clips that fail are recorded with a reason, and the rest goes on; the next run tries them again. Options that are
+    not listed here go to Apache Beam, such as --runner.
 
     \b
     Examples:
@@ -139,7 +140,9 @@ def status_command(dataset: Path, as_json: bool) -> None:
     metavar="[N]",
 )
 def verify_command(dataset: Path, decode: int) -> None:
-    """Check the hashes and the index of every shard, and on request decode samples. Exit status 1 when anything differs.
+    """Check the hashes and the index of every shard, and on request decode samples.
+
+    Exit status 1 when anything differs; what differs is named.
 
     Example: kinetics-prep verify k400 --decode 100
     """
@@ -208,5 +211,7 @@ def _beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
         raise click.UsageError(f"no such option: {' '.join(unknown)} (neither of kinetics-prep nor of Apache Beam)")
     own = []
     if known.runner is None:
-        own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
+        threads = workers * turns.THREADS_PER_WORKER
+        own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={threads}"]
+        turns.limit(workers)
     return PipelineOptions([*own, *arguments])

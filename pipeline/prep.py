@@ -4,12 +4,13 @@ What Beam gives on one machine, and what is ours. Found by attacking a hundred-l
 runner with threads (`docs/spike.md` has the runs):
 
 - Beam gives the chain of steps, threads, and the same code on Dataflow. Names travel through it, never payloads.
-- It splits the clips among the threads once, up front, and a step that raises ends the run without a second try, though
-  bundles that are already running go on to their end. So a clip's own faults must not raise: they are outcomes.
-- It keeps nothing across a crash. So every step leaves its result under a final name, at once and atomically, and looks
-  there first: a run that was killed goes on where it stood.
-- A killed parent leaves children running, and a hanging child hangs the run. So children have a deadline, a process group
-  and a parent-death signal of their own (`pipeline.process`), and an output folder has a lease (`pipeline.lease`).
+- It deals the clips out to its threads once, up front. So it gets several threads a worker (`pipeline.turns`).
+- A step that raises ends the run without a second try, though bundles that are already running go on to their end. So a
+  clip's own faults must not raise: they are outcomes.
+- It keeps nothing across a crash. So every step leaves its result under a final name, at once and atomically, and
+  looks there first: a run that was killed goes on where it stood.
+- A killed parent leaves children running, and a hanging child hangs the run. So children have a deadline, a process
+  group and a parent-death signal of their own (`pipeline.process`), and an output has a lease (`pipeline.lease`).
 - Steps are pickled: what they share with the main thread (the progress display) is module state, not an argument.
 """
 

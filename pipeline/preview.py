@@ -30,7 +30,7 @@ def read_sample(folder: Path, key: str) -> dict[str, bytes]:
 
 
 def preview(members: dict[str, bytes], columns: int = COLUMNS) -> np.ndarray:
-    """Frames spread over the clip above, the flow that starts at each of them below: [H or 2H, columns · W, 3] uint8 RGB."""
+    """Frames spread over the clip above, the flow from each of them below: [H or 2H, columns · W, 3] uint8 RGB."""
     frames = decode_rgb(members[RGB])
     places = np.unique(np.linspace(0, len(frames) - 2, columns).round().astype(int))
     rows = [np.concatenate(list(frames[places]), axis=1)]

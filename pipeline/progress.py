@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-# Beam hands every step a pickled copy of what it was given, so a counter that steps share with the display cannot travel
-# with them: it is the module's. Steps in other processes (portable runners) do not reach it; there the runner shows.
+# Beam hands every step a pickled copy of what it was given, so a counter that steps share with the display cannot
+# travel with them: it is the module's. Steps in other processes (portable runners) do not reach it; there the runner
+# shows its own progress.
 _lock = threading.Lock()
 _finished: Counter[str] = Counter()
 
@@ -42,10 +43,8 @@ class Meter:
         rate = through / seconds if seconds else 0.0
         left = f"{_duration((self.total - through) / rate)} left" if through else "time left unknown"
         failures = ", ".join(f"{reason} {number}" for reason, number in sorted(done.items()) if reason != "ok")
-        share = f"{through}/{self.total} clips"
-        return (
-            f"{share}  {rate:.2f} clips/s  {left}  failed {through - done['ok']}{f' ({failures})' if failures else ''}"
-        )
+        failed = f"failed {through - done['ok']}" + (f" ({failures})" if failures else "")
+        return f"{through}/{self.total} clips  {60 * rate:.1f} clips/min  {left}  {failed}"
 
 
 @contextmanager

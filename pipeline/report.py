@@ -30,7 +30,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .8rem; max-height: 12rem; overflow-y: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .8rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; display: block; border-radius: .25rem; }
 figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 """

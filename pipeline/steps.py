@@ -8,6 +8,8 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from manifests.clip import Clip
 from manifests.files import canonical_json, write_file
 from manifests.index import ROOT, Shard, Snapshot, read_snapshot, root_json
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
-from pipeline import progress
+from pipeline import progress, turns
 from pipeline.fetch import Source, fetch
 from pipeline.ledger import Outcome, record_outcomes
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
@@ -55,19 +57,17 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
     """Bring a clip's video here, cut and encode it, and keep it; a clip that is kept already is left as it is."""
     if job.finished.read(clip, complete=True) or job.finished.read(clip, complete=False):
         return Outcome(clip)
-    seconds = {}
+    seconds: dict[str, float] = {}
     job.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
         try:
-            started = time.monotonic()
             downloads = Path(folder) / "download"
             downloads.mkdir()
-            video = fetch(clip, job.source, downloads, job.specification.rgb.short_side)
-            seconds["fetch"] = time.monotonic() - started
-            started = time.monotonic()
-            encoded = Path(folder) / RGB
-            rgb = encode_rgb(video, encoded, job.specification.rgb, clip.start_seconds, clip.end_seconds)
-            seconds["encode"] = time.monotonic() - started
+            with turns.to_fetch(), timed(seconds, "fetch"):
+                video = fetch(clip, job.source, downloads, job.specification.rgb.short_side)
+            with turns.to_compute(), timed(seconds, "encode"):
+                encoded = Path(folder) / RGB
+                rgb = encode_rgb(video, encoded, job.specification.rgb, clip.start_seconds, clip.end_seconds)
         except VideoError as error:
             return Outcome(clip, error.reason, error.message, seconds)
     members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
@@ -91,10 +91,21 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
     members = job.finished.read(outcome.clip, complete=False)
     if members is None:
         raise RuntimeError(f"{outcome.clip.key}: the encoded clip has gone from {job.finished.folder}")
-    started = time.monotonic()
-    members = add_flow(members, coding)
+    seconds = dict(outcome.seconds)
+    with turns.to_compute(), timed(seconds, "flow"):
+        members = add_flow(members, coding)
     job.finished.write(outcome.clip, members, complete=True)
-    return Outcome(outcome.clip, seconds={**outcome.seconds, "flow": time.monotonic() - started})
+    return Outcome(outcome.clip, seconds=seconds)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note in `seconds` how long the block took."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = time.monotonic() - started
 
 
 def write_ledger(outcomes: list[Outcome], job: Job) -> list[Clip]:

@@ -127,7 +127,7 @@ def encode_rgb(
             "too-short",
             f"{frames} frames at {coding.frame_rate} fps from {start_seconds:g} s on, {MINIMUM_FRAMES} are needed",
         )
-    # A line for each time that ffmpeg built its filters: an empty one first, then again where the picture's size changes.
+    # A line for each time that ffmpeg built its filters: an empty one first, again where the picture's size changes.
     counts = [[int(number) for number in line] for line in FPS_COUNTS.findall(log)]
     if not counts:
         raise RuntimeError(f"ffmpeg's fps filter did not report its counts:\n{log[-2000:]}")

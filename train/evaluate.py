@@ -113,7 +113,7 @@ def evaluate(samples: Samples, streams: Streams) -> Iterator[ClipResult]:
 
 def stream_logits(members: dict[str, bytes], streams: Streams) -> dict[str, Tensor]:
     """Logits of one stored clip by stream: [classes] each, on the CPU."""
-    logits = {}
+    logits: dict[str, Tensor] = {}
     with torch.inference_mode():
         for stream, network in streams.networks.items():
             clip = INPUT_OF[stream](members[MEMBER_OF[stream]]).to(streams.device)

@@ -32,5 +32,5 @@ def predict(
     members = {RGB: rgb.content}
     if "flow" in streams.networks:
         members[FLOW] = flow_of(rgb.content, default_flow_coding(), threads=os.cpu_count() or 1).content
-    joint = sum_of_streams(dict(stream_logits(members, streams)))
+    joint = sum_of_streams(stream_logits(members, streams))
     return {"video": str(video), "frames": rgb.frames, "top": top_classes(joint, streams.classes, top)}

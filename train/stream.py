@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples that a specification names, in the order of their keys, and the class list that their indices mean."""
+    """The samples that a user's words name, in the order of their keys, and the class list that indices mean."""
 
     samples: tuple[Sample, ...]
     classes: ClassList | None
@@ -89,7 +89,7 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
-    paths = sorted({path for name in braceexpand.braceexpand(names) for path in glob(name) or [name]})
+    paths = sorted({path for name in braceexpand.braceexpand(names) for path in _glob(name)})
     samples: list[Sample] = []
     class_lists: set[tuple[str, str]] = set()
     for path in map(Path, paths):
@@ -109,6 +109,10 @@ def _of_tars(names: str, split: str | None) -> Samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     samples.sort(key=lambda sample: sample.key)
     return Samples(tuple(samples), _published(class_lists.pop()[1]), None)
+
+
+def _glob(pattern: str) -> list[str]:
+    return glob(pattern) or [pattern]  # noqa: PTH207 — a user's pattern may be absolute, which Path.glob refuses
 
 
 def _published(sha256: str) -> ClassList | None:

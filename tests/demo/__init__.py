@@ -1,0 +1,1 @@
+"""The demo: its own small data set, rendered as real video files."""

@@ -1,0 +1,181 @@
+"""One file prepared: cut, 25 fps by timestamps, size, colour, and a reason for what cannot be."""
+
+import subprocess
+
+import av
+import numpy as np
+import pytest
+
+from manifests.sample import RgbCoding
+from pipeline.video import VideoError, decode_luma, decode_rgb, encode_rgb, probe
+
+SMALL = RgbCoding(short_side=64)
+
+
+def encode(path, tmp_path, start=0.0, end=None, coding=SMALL):
+    return encode_rgb(path, tmp_path / "out.mp4", coding, start, end)
+
+
+def counter_video(path, frames, rate, *options):
+    """A video whose frame i shows the number i as eight black or white bars: what is shown when can be read back."""
+    bits = (np.arange(frames)[:, None] >> np.arange(8)) & 1
+    pictures = np.broadcast_to(np.repeat(bits, 8, axis=1)[:, None, :] * 255, (frames, 64, 64)).astype(np.uint8)
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "gray", "-s", "64x64", "-r", str(rate)]
+    command = [*command, "-i", "-", "-c:v", "ffv1", "-pix_fmt", "yuv420p", *options, str(path)]
+    subprocess.run(command, input=pictures.tobytes(), check=True, timeout=60)
+    return path
+
+
+def shown_frames(stored):
+    """Which source frame each stored picture shows."""
+    bars = decode_luma(stored.content).reshape(stored.frames, 64, 8, 8).mean((1, 3))
+    return ((bars > 127) << np.arange(8)).sum(1)
+
+
+@pytest.mark.parametrize("rate", [10, 24, 25, 30, 50, 60])
+def test_frames_are_taken_by_their_timestamps(tmp_path, rate):
+    frames = rate * 2 if rate <= 50 else 100
+    stored = encode(counter_video(tmp_path / "in.mkv", frames, rate), tmp_path)
+    shown = shown_frames(stored)
+    assert stored.frames == round(frames * 25 / rate)
+    # Picture k shows the last frame whose time, rounded to the 25 fps grid, is not after k/25 s; times are in whole ms.
+    late = np.arange(stored.frames) / 25 - shown / rate
+    assert late.min() >= -0.5 / 25 - 0.001
+    assert late.max() <= max(1 / rate, 1 / 25) + 0.001
+    distinct = len(np.unique(shown))
+    assert stored.duplicated == stored.frames - distinct
+    assert stored.dropped == frames - distinct
+
+
+def test_cut_is_frame_exact_though_keyframes_are_far_apart(tmp_path):
+    path = tmp_path / "in.mp4"
+    counter_video(path, 100, 25, "-c:v", "libx264", "-qp", "0", "-g", "1000")
+    stored = encode(path, tmp_path, 1.0, 3.0)
+    np.testing.assert_array_equal(shown_frames(stored), np.arange(25, 75))
+    assert (stored.frames, stored.duplicated, stored.dropped) == (50, 0, 0)
+
+
+def test_cut_past_the_end_keeps_what_there_is(tmp_path, make_video):
+    path = make_video(tmp_path / "in.mp4", seconds=2)
+    assert encode(path, tmp_path, 1.0, 11.0).frames == 25
+    assert encode(path, tmp_path, 1.64, 11.0).frames == 9
+    with pytest.raises(VideoError, match=r"too-short: 8 frames at 25 fps from 1\.68 s on, 9 are needed"):
+        encode(path, tmp_path, 1.68, 11.0)
+    with pytest.raises(VideoError, match="too-short: 0 frames"):
+        encode(path, tmp_path, 60.0, 70.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "stored_size"),
+    [
+        ("160x120", (), (86, 64)),
+        ("120x160", (), (64, 86)),
+        ("161x121", (), (86, 64)),
+        ("64x64", (), (64, 64)),
+        ("30x20", (), (96, 64)),
+        ("160x120", ("-vf", "setsar=4/3"), (114, 64)),
+    ],
+)
+def test_sizes(tmp_path, make_video, size, options, stored_size):
+    path = make_video(tmp_path / "in.mkv", "-c:v", "ffv1", *options, size=size, seconds=1)
+    stored = encode(path, tmp_path)
+    assert (stored.width, stored.height) == stored_size
+    assert decode_rgb(stored.content).shape == (25, stored_size[1], stored_size[0], 3)
+
+
+def test_rotation_is_applied(tmp_path, make_video):
+    plain = make_video(tmp_path / "plain.mp4", seconds=1)
+    turned = tmp_path / "turned.mp4"
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", plain, "-c", "copy", "-metadata:s:v", "rotate=90", turned], check=True
+    )
+    entries = "stream_side_data=rotation"
+    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "default=nk=1:nw=1", turned]
+    anticlockwise_degrees = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    upright, rotated = encode(plain, tmp_path), encode(turned, tmp_path)
+    assert (rotated.width, rotated.height) == (upright.height, upright.width)
+    wanted = np.rot90(decode_luma(upright.content)[0].astype(int), anticlockwise_degrees // 90)
+    assert np.abs(decode_luma(rotated.content)[0] - wanted).mean() < 6
+
+
+@pytest.mark.parametrize("options", [(), ("-colorspace", "bt709"), ("-pix_fmt", "yuv444p10le"), ("-pix_fmt", "gray")])
+def test_stored_form(tmp_path, make_video, options):
+    path = make_video(tmp_path / "in.mkv", "-c:v", "ffv1", *options, seconds=1)
+    stored = encode(path, tmp_path)
+    (tmp_path / "stored.mp4").write_bytes(stored.content)
+    probed = probe(tmp_path / "stored.mp4")
+    assert (probed.frame_rate, probed.colour_matrix) == (25, "smpte170m")
+    with av.open(str(tmp_path / "stored.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.format.name, int(frame.color_range)) == ("yuv420p", 1)
+        assert len(container.streams) == 1
+    with av.open(str(tmp_path / "stored.mp4")) as container:
+        packets = sorted((packet.pts, packet.is_keyframe) for packet in container.demux(video=0) if packet.size)
+        assert [place for place, (_, key) in enumerate(packets) if key] == [0, 16]
+
+
+def test_the_colours_of_hd_are_converted(tmp_path):
+    """A pure colour looks the same after preparation, though BT.709 and BT.601 code it differently."""
+    path = tmp_path / "in.mkv"
+    source = "color=c=0x30C040:size=1280x720:rate=25:duration=1,format=gbrp"
+    to_709 = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", f"{source},{to_709}", "-c:v", "ffv1"]
+    for tags in ((), ("-colorspace", "bt709")):
+        subprocess.run([*command, *tags, "-y", path], check=True, timeout=60)
+        colour = decode_rgb(encode(path, tmp_path).content).reshape(-1, 3).mean(0)
+        assert np.abs(colour - (0x30, 0xC0, 0x40)).max() < 4
+
+
+def test_same_bytes_each_time(tmp_path, make_video):
+    path = make_video(tmp_path / "in.mp4", "-metadata", "title=secret", seconds=1)
+    first, second = encode(path, tmp_path), encode(path, tmp_path)
+    assert first == second
+    assert b"secret" not in first.content
+
+
+def test_names_are_never_options(tmp_path, make_video):
+    make_video(tmp_path / "plain.mp4", seconds=1)
+    for name in ("-i.mp4", "a b'\"$(x).mp4", "http:x.mp4", "%d.mp4", "concat:a|b.mp4"):
+        odd = tmp_path / name
+        (tmp_path / "plain.mp4").rename(odd)
+        assert encode(odd, tmp_path).frames == 25
+        odd.rename(tmp_path / "plain.mp4")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty-file"),
+        (b"<!doctype html><html><body>Video unavailable</body></html>", "not-a-video"),
+        (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not-a-video"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "not-a-video"),
+        (b"\x00" * 4096, "not-a-video"),
+    ],
+)
+def test_what_is_no_video(tmp_path, content, reason):
+    path = tmp_path / "in.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError) as caught:
+        encode(path, tmp_path)
+    assert caught.value.reason == reason
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_no_video_stream(tmp_path):
+    path = tmp_path / "in.mp4"
+    source = "sine=frequency=440:duration=1"
+    subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, str(path)], check=True, timeout=60)
+    with pytest.raises(VideoError, match=r"no-video-stream: in\.mp4 has no video stream \(streams: audio\)"):
+        encode(path, tmp_path)
+
+
+def test_truncated_video_is_a_short_clip_or_a_reason(tmp_path, make_video):
+    whole = make_video(tmp_path / "whole.mkv", "-c:v", "mpeg4", seconds=2)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert 9 <= encode(cut, tmp_path).frames < 50
+    headless = make_video(tmp_path / "headless.mp4", seconds=1)
+    headless.write_bytes(headless.read_bytes()[:3000])
+    with pytest.raises(VideoError) as caught:
+        encode(headless, tmp_path)
+    assert caught.value.reason == "not-a-video"
