@@ -21,6 +21,7 @@ MESSAGES = (
     ("Video unavailable", "missing"),
     ("Unsupported URL", "not-a-video"),
     ("downloaded file is empty", "empty-file"),
+    ("Did not get any data blocks", "empty-file"),
 )
 
 
@@ -98,7 +99,17 @@ def _download(url: str, scratch: Path, short_side: int) -> Path:
     arguments = [
         sys.executable,
         *("-m", "yt_dlp", "--ignore-config", "--no-plugin-dirs", "--no-cache-dir", "--no-playlist", "--no-progress"),
-        *("--no-mtime", "--no-part", "--socket-timeout", "20", "--retries", "3", "--extractor-retries", "3"),
+        *(
+            "--no-update",
+            "--no-mtime",
+            "--no-part",
+            "--socket-timeout",
+            "20",
+            "--retries",
+            "3",
+            "--extractor-retries",
+            "3",
+        ),
         # Pictures only, and no post-processing: nothing of yt-dlp's needs a second program.
         *("--fixup", "never", "--format", f"bv*[height>={short_side}][width>={short_side}]/bv*/b"),
         # Among streams that are large enough the smallest; where none is, the largest.

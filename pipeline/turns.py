@@ -1,8 +1,8 @@
 """How many clips are fetched and computed at a time in this process.
 
 Beam's in-process runner deals the clips out to its threads once, up front: with as many threads as workers, one may
-still have minutes of work when the others are through. So it gets several threads a worker, and the heavy work waits for
-its turn here; downloads overlap with computing. Under other runners there are no limits, and every turn comes at once.
+still have minutes of work when the others are through. So it gets several threads a worker, and the heavy work waits
+for its turn here; downloads overlap with computing. Under other runners nothing is limited, every turn comes at once.
 """
 
 import contextlib

@@ -24,6 +24,7 @@ PROBE_DEADLINE_SECONDS = 60.0
 # Encoding runs at several times real time; the floor covers start-up on a loaded machine and seeks in long files.
 ENCODE_DEADLINE_SECONDS = 120.0
 ENCODE_DEADLINE_PER_SECOND = 30.0
+SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
 FPS_COUNTS = re.compile(r"(\d+) frames in, (\d+) frames out; (\d+) frames dropped, (\d+) frames duplicated")
@@ -146,11 +147,19 @@ def _encode_command(
 ) -> list[str]:
     if coding.resize_kernel != "swscale-bilinear":
         raise ValueError(f"resize kernel {coding.resize_kernel!r} is unknown; there is 'swscale-bilinear'")
-    times: dict[str, Any] = {"ss": f"{start_seconds:.6f}"}
+    # Seek to well before the cut and decode up to it: some containers' indexes point behind the frame that is asked for
+    # (AVI with B-frames does so at second 0), and a decoder that starts there shows grey with moving edges.
+    seek_seconds = max(0.0, start_seconds - SEEK_MARGIN_SECONDS)
+    lead_seconds = start_seconds - seek_seconds
+    times: dict[str, str] = {}
+    if seek_seconds:
+        times["ss"] = f"{seek_seconds:.6f}"
     if seconds is not None:
-        times["t"] = f"{seconds:.6f}"
+        times["t"] = f"{lead_seconds + seconds:.6f}"
     side = coding.short_side
     stream = ffmpeg.input(_file_url(path), protocol_whitelist="file", format_whitelist=CONTAINERS, **times)["V:0"]
+    if lead_seconds:
+        stream = stream.filter("trim", start=f"{lead_seconds:.6f}").filter("setpts", f"PTS-{lead_seconds:.6f}/TB")
     stream = stream.filter("fps", fps=coding.frame_rate, start_time=0)
     # The shown aspect counts: `dar` includes the shape of the pixels, and rotation has been applied before.
     stream = stream.filter(

@@ -55,6 +55,16 @@ def test_cut_is_frame_exact_though_keyframes_are_far_apart(tmp_path):
     assert (stored.frames, stored.duplicated, stored.dropped) == (50, 0, 0)
 
 
+@pytest.mark.parametrize("start", [0, 1, 12])
+def test_an_index_that_points_behind_the_frame(tmp_path, start):
+    """AVI with B-frames: FFmpeg's seek lands on a frame that needs an earlier one, and shows grey with edges."""
+    path = tmp_path / "in.avi"
+    counter_video(path, 375, 25, "-c:v", "mpeg4", "-q:v", "1", "-bf", "2", "-g", "250")
+    shown = shown_frames(encode(path, tmp_path, float(start), start + 1.0))
+    # AVI has no time stamps of its own, so B-frames shift what is shown when by a frame.
+    np.testing.assert_allclose(shown, (25 * start + np.arange(25)) % 256, atol=1)
+
+
 def test_cut_past_the_end_keeps_what_there_is(tmp_path, make_video):
     path = make_video(tmp_path / "in.mp4", seconds=2)
     assert encode(path, tmp_path, 1.0, 11.0).frames == 25

@@ -67,8 +67,8 @@ def load_streams(
         given["flow"] = flow
     if not given:
         raise CheckpointError("no checkpoint: give --rgb, --flow or both")
-    checkpoints = {stream: load_checkpoint(path) for stream, path in given.items()}
-    networks = {stream: checkpoints[stream].network(stream).to(device) for stream in given}
+    checkpoints = {stream: load_checkpoint(path, stream) for stream, path in given.items()}
+    networks = {stream: checkpoint.network().to(device) for stream, checkpoint in checkpoints.items()}
     for stream, checkpoint in checkpoints.items():
         classes = _classes_of(checkpoint, classes, str(given[stream]))
     assert classes is not None  # there is a checkpoint, and each one names its classes

@@ -1,0 +1,28 @@
+"""The networks of "Quo Vadis, Action Recognition?", one file per architecture, and their weights.
+
+`I3D` is the network as DeepMind released it; `load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints
+(without TensorFlow), the two common PyTorch ports, and the files that `save_run` writes. Whatever is wrong with a
+checkpoint is a `CheckpointError`.
+"""
+
+from model.checkpoint_names import Format, match_names
+from model.i3d import I3D, TemporalPadding, check_range
+from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
+from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, save_run
+
+__all__ = [
+    "I3D",
+    "STREAM_CHANNELS",
+    "Checkpoint",
+    "CheckpointError",
+    "Format",
+    "Stream",
+    "TemporalPadding",
+    "check_range",
+    "list_variables",
+    "load_checkpoint",
+    "load_i3d",
+    "match_names",
+    "read_checkpoint",
+    "save_run",
+]

@@ -1,0 +1,378 @@
+"""kinetics-prep on real files: every listed row accounted for, the same bytes each time, nothing done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from click.testing import CliRunner
+
+from flow import decode_flow_codes, dequantise, tvl1
+from manifests.index import read_snapshot
+from pipeline.cli import main
+from pipeline.lease import LeaseHeld, lease
+from pipeline.video import decode_luma
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+PROGRAM = Path(sys.executable).with_name("kinetics-prep")
+
+
+def prep(*arguments, status=0):
+    """Run the command in this process and give what it printed."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.output
+
+
+def counts(dataset):
+    found = json.loads(prep("status", dataset, "--json"))
+    assert found["listed"] == found["ok"] + sum(found["failed"].values())
+    return found
+
+
+def ledger(dataset):
+    lines = (dataset / "ledger" / "outcomes.jsonl").read_text().splitlines()
+    return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def shard_bytes(dataset):
+    """Name and content of all shards and their indexes."""
+    return {p.relative_to(dataset).as_posix(): p.read_bytes() for p in dataset.glob("shards/*/*")}
+
+
+def processes_below(folder):
+    """Processes whose command line names the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if str(folder).encode() in command and state != "Z" and int(entry.name) != os.getpid():
+            found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, make_video):
+    """A folder of sources: three good ones of different rates and sizes, and every way to be bad."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "AAAAAAAAAAA.mp4", "-f", "mp4", seconds=2)
+    make_video(folder / "-BBBBBBBBBB.webm", "-c:v", "libvpx", "-deadline", "realtime", rate="30", seconds=2)
+    make_video(folder / "CCCCCCCCCCC.mkv", "-c:v", "ffv1", rate="15", size="90x120", seconds=2)
+    (folder / "EEEEEEEEEEE.mp4").touch()
+    (folder / "HHHHHHHHHHH.mp4").write_text("<!doctype html><title>Sign in</title>")
+    sine = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", str(folder / "SSSSSSSSSSS.mp4")]
+    subprocess.run(sine, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture
+def good_list(tmp_path):
+    path = tmp_path / "val.csv"
+    path.write_text(
+        HEADER
+        + "yoga,AAAAAAAAAAA,0,1,val\nzumba,-BBBBBBBBBB,1,2,val\n,CCCCCCCCCCC,0,1,test\nyoga,AAAAAAAAAAA,1,2,val\n"
+    )
+    return path
+
+
+RUN = ("--short-side", 32)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, videos):
+    """A dataset with flow, made from lists with every kind of bad row and bad video."""
+    folder = tmp_path_factory.mktemp("made")
+    listed = folder / "list.csv"
+    listed.write_text(
+        HEADER
+        + "yoga,AAAAAAAAAAA,0,1,val\nzumba,-BBBBBBBBBB,1,2,val\n,CCCCCCCCCCC,0,1,test\nyoga,AAAAAAAAAAA,1,9,val\n"
+        + "yoga,EEEEEEEEEEE,0,1,val\nyoga,HHHHHHHHHHH,0,1,val\nyoga,SSSSSSSSSSS,0,1,val\nyoga,MMMMMMMMMMM,0,1,val\n"
+        + "yoga,AAAAAAAAAAA,50,60,val\nyoga,bad id,0,1,val\nyoga,AAAAAAAAAAA,2,1,val\nyogo,AAAAAAAAAAA,0,2,val\n"
+        + "yoga,AAAAAAAAAAA,0,1,val\n"
+    )
+    output = folder / "out"
+    prep("run", "--manifest", listed, "--source", videos, "--output", output, "--workers", 2, *RUN)
+    return output
+
+
+def test_every_row_is_accounted_for(dataset):
+    assert counts(dataset) == {
+        "listed": 13,
+        "ok": 4,
+        "failed": {
+            "bad-row": 2,
+            "empty-file": 1,
+            "missing": 1,
+            "no-video-stream": 1,
+            "not-a-video": 1,
+            "repeated-row": 1,
+            "too-short": 1,
+            "unknown-label": 1,
+        },
+    }
+    entries = ledger(dataset)
+    assert "Invalid data found" in entries["HHHHHHHHHHH_000000_000001"]["message"]
+    assert "'bad id'" in entries["list.csv:11"]["message"]
+    assert "start 2 is not before end 1" in entries["list.csv:12"]["message"]
+    assert "yogo" in entries["list.csv:13"]["message"]
+    assert "listed        13" in prep("status", dataset)
+
+
+def test_verify_decodes_all(dataset):
+    assert "4 samples, 4 decoded, 0 problems" in prep("verify", dataset, "--decode")
+    assert "2 decoded" in prep("verify", dataset, "--decode", 2)
+
+
+def test_shards_read_with_plain_webdataset(dataset):
+    shards = [str(path) for path in sorted((dataset / "shards" / "val").glob("*.tar"))]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).to_tuple("__key__", "rgb.mp4", "flow.mp4", "cls"))
+    assert [key for key, *_ in samples] == sorted(key for key, *_ in samples)
+    assert {key: int(index) for key, _, _, index in samples} == {
+        "-BBBBBBBBBB_000001_000002": 399,
+        "AAAAAAAAAAA_000000_000001": 398,
+        "AAAAAAAAAAA_000001_000009": 398,
+    }
+    for _, rgb, flow, _ in samples:
+        assert len(decode_flow_codes(flow)) == len(decode_luma(rgb)) - 1
+
+
+def test_flow_is_a_function_of_the_stored_rgb(dataset):
+    (shard,) = (dataset / "shards" / "test-unlabelled").glob("*.tar")
+    (sample,) = webdataset.WebDataset(str(shard), shardshuffle=False)
+    assert "cls" not in sample
+    flow = tvl1(decode_luma(sample["rgb.mp4"]))
+    assert np.abs(flow).max() > 1
+    error = np.abs(dequantise(decode_flow_codes(sample["flow.mp4"])) - np.clip(flow, -20, 20))
+    assert error.mean() < 0.1
+    metadata = json.loads(sample["json"])
+    assert metadata["flow"]["parameters"]["tau"] == 0.25
+    assert metadata["rgb"]["duplicated"] == 10  # 15 frames a second shown 25 times
+    assert (metadata["label"], metadata["class_index"], metadata["duration_seconds"]) == (None, None, 1.0)
+
+
+def test_metadata_holds_nothing_that_changes(dataset):
+    (shard,) = (dataset / "shards" / "test-unlabelled").glob("*.tar")
+    (sample,) = webdataset.WebDataset(str(shard), shardshuffle=False)
+    assert str(dataset.parent) not in sample["json"].decode()
+    assert not {"time", "host", "attempts", "seconds"} & json.loads(sample["json"]).keys()
+
+
+def test_preview_and_report(dataset, tmp_path):
+    picture = tmp_path / "clip.png"
+    prep("preview", dataset, "-o", picture, "--", "-BBBBBBBBBB_000001_000002")
+    import cv2
+
+    assert cv2.imread(str(picture)).shape == (64, 6 * 42, 3)
+    assert "no published sample" in prep("preview", dataset, "nothing", "-o", picture, status=1)
+    prep("report", dataset)
+    page = (dataset / "report.html").read_text()
+    assert page.count("<figure>") == 5
+    assert "&lt;" not in page.split("<h2>Clips by class")[1]
+    assert "http" not in page.replace("data:", "")
+
+
+def test_names_from_lists_are_escaped_in_the_report(tmp_path, make_video):
+    folder = tmp_path / "videos" / "<script>alert(1)</script>"[:-9].replace("/", "")
+    folder.mkdir(parents=True)
+    make_video(folder / "a.mp4", seconds=1)
+    prep("run", "--manifest", folder.parent, "--output", tmp_path / "out", "--flow", "none", *RUN)
+    prep("report", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script" in page
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path, videos, good_list):
+    for workers in (1, 3):
+        output = tmp_path / f"out{workers}"
+        prep("run", "--manifest", good_list, "--source", videos, "--output", output, "--workers", workers, *RUN)
+    one, three = shard_bytes(tmp_path / "out1"), shard_bytes(tmp_path / "out3")
+    assert len(one) == 4
+    assert one == three
+    assert (tmp_path / "out1" / "index.json").read_bytes() == (tmp_path / "out3" / "index.json").read_bytes()
+
+
+def test_replayed_bundles_change_no_byte(tmp_path, videos, good_list):
+    for name, options in (("plain", ()), ("replayed", ("--direct_runner_bundle_repeat=2",))):
+        output = tmp_path / name
+        prep("run", "--manifest", good_list, "--source", videos, "--output", output, "--flow", "none", *RUN, *options)
+    assert shard_bytes(tmp_path / "plain") == shard_bytes(tmp_path / "replayed")
+
+
+def test_the_next_run_does_only_what_is_missing(tmp_path, videos, good_list, make_video):
+    source = tmp_path / "videos"
+    source.mkdir()
+    for path in videos.iterdir():
+        (source / path.name).symlink_to(path)
+    (source / "CCCCCCCCCCC.mkv").unlink()
+    run = ("run", "--manifest", good_list, "--source", source, "--output", tmp_path / "out", "--flow", "none", *RUN)
+    prep(*run)
+    first = shard_bytes(tmp_path / "out")
+    assert counts(tmp_path / "out")["failed"] == {"missing": 1}
+
+    assert "1 clips worked on" in prep(*run)
+    assert read_snapshot(tmp_path / "out").name == "0001"
+    assert ledger(tmp_path / "out")["CCCCCCCCCCC_000000_000001"]["attempts"] == 2
+
+    (source / "CCCCCCCCCCC.mkv").symlink_to(videos / "CCCCCCCCCCC.mkv")
+    prep(*run)
+    assert counts(tmp_path / "out") == {"listed": 4, "ok": 4, "failed": {}}
+    snapshot = read_snapshot(tmp_path / "out")
+    assert (snapshot.name, snapshot.parent) == ("0002", "0001")
+    assert first.items() <= shard_bytes(tmp_path / "out").items()
+    assert len(read_snapshot(tmp_path / "out", "0001").shards) == len(snapshot.shards) - 1
+    assert "0 clips worked on" in prep(*run)
+    prep("verify", tmp_path / "out", "--decode")
+
+
+def test_another_specification_is_refused(tmp_path, videos, good_list):
+    run = ("run", "--manifest", good_list, "--source", videos, "--output", tmp_path / "out", "--flow", "none")
+    prep(*run, "--short-side", 32)
+    before = shard_bytes(tmp_path / "out")
+    assert "rgb.short_side: 32 → 64" in prep(*run, "--short-side", 64, status=1)
+    assert "flow: None →" in prep(*run[:-2], "--short-side", 32, status=1)
+    assert "classes_name: 'kinetics400' → 'kinetics600'" in prep(*run, *RUN, "--classes", "kinetics600", status=1)
+    assert shard_bytes(tmp_path / "out") == before
+
+
+def test_one_run_at_a_time(tmp_path, videos, good_list):
+    run = ("run", "--manifest", good_list, "--source", videos, "--output", tmp_path / "out", "--flow", "none", *RUN)
+    with lease(tmp_path / "out"):
+        assert f"another run (process {os.getpid()})" in prep(*run, status=1)
+        with pytest.raises(LeaseHeld), lease(tmp_path / "out"):
+            pass
+    prep(*run)
+
+
+def test_through_yt_dlp(tmp_path, videos, serve):
+    listed = tmp_path / "val.csv"
+    ids = ["AAAAAAAAAAA", "-BBBBBBBBBB", "EEEEEEEEEEE", "HHHHHHHHHHH", "MMMMMMMMMMM"]
+    listed.write_text(HEADER + "".join(f"yoga,{name},0,1,val\n" for name in ids))
+    site = tmp_path / "site"
+    site.mkdir()
+    for path in videos.iterdir():
+        (site / path.stem).symlink_to(path)
+        (site / f"{path.stem}.mp4").symlink_to(path)
+    source = serve(site) + "/{youtube_id}.mp4"
+    output = tmp_path / "out"
+    prep("run", "--manifest", listed, "--source", source, "--output", output, "--flow", "none", *RUN)
+    entries = ledger(output)
+    assert {key[:11]: entry["reason"] for key, entry in entries.items()} == {
+        "AAAAAAAAAAA": None,
+        "-BBBBBBBBBB": None,
+        "EEEEEEEEEEE": "empty-file",
+        "HHHHHHHHHHH": "not-a-video",
+        "MMMMMMMMMMM": "missing",
+    }
+    assert "HTTP Error 404" in entries["MMMMMMMMMMM_000000_000001"]["message"]
+    local = tmp_path / "local"
+    prep("run", "--manifest", listed, "--source", videos, "--output", local, "--flow", "none", *RUN)
+    assert shard_bytes(output) == shard_bytes(local)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--source", "https://example.org/video.mp4"), "has no {youtube_id}"),
+        (("--source", "file:///etc/{youtube_id}"), "only http:// and https://"),
+        (("--source", "nowhere"), "neither 'youtube'"),
+        (("--short-side", 33), "must be an even number"),
+        (("--short-side", 8), "must be an even number"),
+        (("--classes", "nowhere.txt"), "class list 'nowhere.txt'"),
+        (("--sort-side", 256), "no such option: --sort-side 256"),
+        (("--runner",), "Beam options --runner"),
+    ],
+)
+def test_bad_arguments(tmp_path, good_list, videos, arguments, said):
+    run = ("run", "--manifest", good_list, "--source", videos, "--output", tmp_path / "out")
+    output = CliRunner().invoke(main, [str(argument) for argument in (*run, *arguments)]).output
+    assert said in output
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_clips_of_ones_own(tmp_path, make_video):
+    (tmp_path / "jump").mkdir()
+    (tmp_path / "run (fast)").mkdir()
+    make_video(tmp_path / "jump" / "-a #1.mp4", seconds=1)
+    make_video(tmp_path / "run (fast)" / "b.mp4", seconds=1)
+    output = tmp_path.parent / f"{tmp_path.name}-out"
+    prep("run", "--manifest", tmp_path, "--output", output, "--flow", "none", *RUN)
+    snapshot = read_snapshot(output)
+    assert snapshot.classes.labels == ("jump", "run (fast)")
+    listed = tmp_path.parent / f"{tmp_path.name}.csv"
+    listed.write_text("path,label\njump/-a #1.mp4,jump\nrun (fast)/b.mp4,stand\n")
+    again = ("run", "--manifest", listed, "--source", tmp_path, "--output", output, "--flow", "none", *RUN)
+    assert "label 'stand' is not among the 2 classes of own" in prep(*again)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "index", "root", "snapshot"])
+def test_verify_names_what_differs(tmp_path, videos, good_list, damage):
+    output = tmp_path / "out"
+    prep("run", "--manifest", good_list, "--source", videos, "--output", output, "--flow", "none", *RUN)
+    (shard,) = (output / "shards" / "val").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    if damage == "truncate":
+        shard.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 3] ^= 1
+        shard.write_bytes(content)
+    elif damage == "delete":
+        shard.unlink()
+    elif damage == "index":
+        shard.with_suffix(".index.npy").write_bytes(b"\x93NUMPY")
+    elif damage == "root":
+        (output / "index.json").write_text("{}")
+    elif damage == "snapshot":
+        snapshot = output / "snapshots" / "0001" / "snapshot.json"
+        snapshot.write_text(snapshot.read_text().replace("yoga", "yogi"))
+    said = prep("verify", output, "--decode", status=1)
+    assert {"root": "index.json", "snapshot": "snapshot.json"}.get(damage, shard.stem) in said
+
+
+def test_status_of_nothing(tmp_path):
+    assert counts(tmp_path) == {"listed": 0, "ok": 0, "failed": {}}
+    assert "nothing is published" in prep("verify", tmp_path, status=1)
+
+
+def start_run(output, listed, source):
+    command = [PROGRAM, "run", "--manifest", listed, "--source", source, "--output", output, "--workers", "2"]
+    return subprocess.Popen([*command, "--short-side", "96"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["encode", "flow", "finished"])
+def test_a_killed_run_goes_on_where_it_stood(tmp_path, videos, good_list, stage):
+    undisturbed = tmp_path / "undisturbed"
+    assert start_run(undisturbed, good_list, videos).wait(300) == 0
+
+    output = tmp_path / "killed"
+    run = start_run(output, good_list, videos)
+    pattern = {"encode": "scratch/*/rgb.mp4", "flow": "clips/*/*.rgb.tar", "finished": "clips/*/*[0-9].tar"}[stage]
+    wait_for(lambda: list(output.glob(pattern)))
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    wait_for(lambda: not processes_below(output), seconds=5)
+    assert not (output / "index.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*[0-9].tar")}
+
+    assert start_run(output, good_list, videos).wait(300) == 0
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert not list(output.rglob("*.partial"))
+    assert not (output / "scratch").exists()
