@@ -21,7 +21,7 @@ from tests.demo.render import CLASSES, plan_videos, render_all, write_manifest
 
 CLIPS_PER_CLASS_TRAIN = 2
 CLIPS_PER_CLASS_VAL = 1
-SHORT_SIDE_PIXELS = 96  # flow costs in proportion to the area
+SHORT_SIDE_PIXELS = 64  # flow costs in proportion to the area
 WORKERS = 2
 
 
@@ -65,15 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     example = videos[0]
     key = f"{example.youtube_id}_{int(example.start_seconds):06d}_{int(example.end_seconds):06d}"
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Made in {output}:", highlight=False)
-    console.print(f"  videos/               {len(videos)} rendered videos, the sources", highlight=False)
-    console.print("  train.csv, val.csv    the clip lists", highlight=False)
-    console.print("  dataset/              shards, index, ledger", highlight=False)
-    console.print("  dataset/report.html   totals, frames, colour-coded flow: open it in a browser", highlight=False)
-    console.print("\nNext, for example:", highlight=False)
-    console.print(f"  .venv/bin/kinetics-prep status {dataset}", highlight=False)
-    console.print(f"  .venv/bin/kinetics-prep preview {dataset} -o clip.png -- {key}", highlight=False)
-    console.print("  .venv/bin/kinetics-prep run --manifest MY_VIDEOS/ --output mine    (MY_VIDEOS/class/video.mp4)")
+    print(
+        f"""
+Done in {time.monotonic() - started:.0f} s. Made in {output}:
+  videos/               {len(videos)} rendered videos, the sources
+  train.csv, val.csv    the clip lists
+  dataset/              shards, index, ledger
+  dataset/report.html   totals, frames, colour-coded flow: open it in a browser
+
+Next, for example:
+  .venv/bin/kinetics-prep status {dataset}
+  .venv/bin/kinetics-prep preview {dataset} -o clip.png -- {key}
+  .venv/bin/kinetics-prep run --manifest MY_VIDEOS/ --output mine        (MY_VIDEOS/class/video.mp4)"""
+    )
 
 
 def kinetics_prep(*arguments: str) -> None:

@@ -1,0 +1,195 @@
+"""i3d-eval and i3d-predict: whole clips, streams added, one answer for the same clip by either way."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flow import decode_flow_codes, dequantise
+from model import I3D, load_i3d, save_run
+from pipeline.cli import main
+from pipeline.video import decode_rgb
+from train.cli import evaluate_command, predict_command
+from train.decode import flow_input, rgb_input
+from train.stream import open_samples, read_json
+
+CLASSES = ["jump", "run", "stand"]
+
+
+def command(which, *arguments, status=0):
+    result = CliRunner().invoke(which, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, make_video):
+    """A folder of classes."""
+    folder = tmp_path_factory.mktemp("clips")
+    # Two of them stand still, which flow is quick to find out.
+    still = "trim=end_frame=1,loop=loop=-1:size=1,trim=end_frame=12"
+    for name, filters in (("jump/a.mp4", "null"), ("run/b.mp4", f"hflip,{still}"), ("stand/c.mp4", f"negate,{still}")):
+        (folder / name).parent.mkdir()
+        make_video(folder / name, "-vf", filters, size="256x224", seconds=0.48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(clips, tmp_path_factory):
+    """The clips with flow, at short side 224."""
+    output = tmp_path_factory.mktemp("dataset")
+    command(main, "run", "--manifest", clips, "--output", output, "--short-side", 224)
+    return output
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Untrained networks of both streams in a run's files."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    for stream, channels in (("rgb", 3), ("flow", 2)):
+        save_run(folder / f"{stream}.pt", I3D(3, channels).eval(), stream, CLASSES)
+    return folder
+
+
+def probabilities(clip):
+    return {place["label"]: place["probability"] for place in clip["top5"]}
+
+
+def test_evaluation_of_both_streams(dataset, checkpoints, tmp_path):
+    options = ("--shards", dataset, "--json", tmp_path / "both.json")
+    said = command(evaluate_command, *options, "--rgb", checkpoints / "rgb.pt", "--flow", checkpoints / "flow.pt")
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert 0 <= found["top1"] <= found["top5"] == 1
+    assert found["streams"].keys() == {"rgb", "flow"}
+    assert (found["snapshot"], found["clips_labelled"]) == ("0001", 3)
+    assert "together" in said
+    rgb, flow = load_i3d(checkpoints / "rgb.pt", "rgb"), load_i3d(checkpoints / "flow.pt", "flow")
+    for sample, clip in zip(open_samples(str(dataset)), found["clips"], strict=True):
+        members = sample.read()
+        with torch.inference_mode():
+            logits = rgb(rgb_input(members["rgb.mp4"]))[0] + flow(flow_input(members["flow.mp4"]))[0]
+        wanted = dict(zip(CLASSES, logits.softmax(0).tolist(), strict=True))
+        assert (clip["key"], clip["label"]) == (sample.key, read_json(members)["label"])
+        assert probabilities(clip) == pytest.approx(wanted, abs=1e-6)
+    hits = [clip["top5"][0]["label"] == clip["label"] for clip in found["clips"]]
+    assert found["top1"] == pytest.approx(sum(hits) / 3)
+
+
+def test_prediction_equals_evaluation(clips, checkpoints, tmp_path):
+    """The same clip by either way, at the size that prediction prepares, with flow."""
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label,start,end\njump/a.mp4,jump,0.08,0.48\n")
+    networks = ("--rgb", checkpoints / "rgb.pt", "--flow", checkpoints / "flow.pt")
+    classes = tmp_path / "classes.txt"
+    classes.write_text("".join(f"{label}\n" for label in CLASSES))
+    output = tmp_path / "out"
+    command(main, "run", "--manifest", listed, "--source", clips, "--output", output, "--classes", classes)
+    command(evaluate_command, "--shards", output, *networks, "--json", tmp_path / "all.json")
+    (evaluated,) = json.loads((tmp_path / "all.json").read_text())["clips"]
+    times = ("--start", 0.08, "--end", 0.48)
+    predicted = json.loads(command(predict_command, clips / "jump" / "a.mp4", *networks, *times, "--json"))
+    assert predicted["frames"] == 10
+    assert {place["label"]: place["probability"] for place in predicted["top"]} == pytest.approx(
+        probabilities(evaluated), abs=1e-6
+    )
+
+
+def test_inputs_are_scaled_to_one(dataset):
+    members = next(iter(open_samples(str(dataset)))).read()
+    rgb, flow = rgb_input(members["rgb.mp4"]), flow_input(members["flow.mp4"])
+    assert (rgb.shape, flow.shape) == ((1, 3, 12, 224, 224), (1, 2, 11, 224, 224))
+    pictures = decode_rgb(members["rgb.mp4"])
+    assert pictures.shape[1:3] == (224, 256)
+    centre = torch.from_numpy(pictures[5, 100, 16 + 50]).float() / 127.5 - 1
+    assert torch.equal(rgb[0, :, 5, 100, 50], centre)
+    pixels = dequantise(decode_flow_codes(members["flow.mp4"]))[3, 100, 16 + 50]
+    assert torch.allclose(flow[0, :, 3, 100, 50] * 20, torch.from_numpy(pixels), atol=1e-5)
+    assert rgb.min() >= -1
+    assert rgb.max() <= 1
+    assert flow_input(members["flow.mp4"], 32).shape[-1] == 32
+
+
+def test_tars_by_braces_and_globs(dataset, checkpoints, tmp_path):
+    shutil.copy(next((dataset / "shards" / "all").glob("*.tar")), tmp_path / "one-0.tar")
+    for spec in (f"{tmp_path}/one-{{0..0}}.tar", f"{tmp_path}/*.tar"):
+        result = tmp_path / "result.json"
+        command(evaluate_command, "--shards", spec, "--rgb", checkpoints / "rgb.pt", "--json", result)
+        found = json.loads(result.read_text())
+        assert [clip["label"] for clip in found["clips"]] == [
+            read_json(sample.read())["label"] for sample in open_samples(str(dataset))
+        ]
+        assert set(probabilities(found["clips"][0])) == set(CLASSES)  # the checkpoint's own classes
+
+
+def test_a_snapshot_can_be_named(dataset):
+    assert len(open_samples(f"{dataset}@0001")) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rgb", "flow.pt"), "holds a flow network (2 input channels), an rgb one was asked for"),
+        (("--flow", "rgb.pt"), "holds an rgb network"),
+        (("--rgb", "none.pt"), "there is no such file"),
+        ((), "give --rgb, --flow or both"),
+        (("--rgb", "four.pt"), "a network of 4 classes, where 3 (own) are wanted"),
+        (("--rgb", "named.pt"), "class 2 is 'sit' there and 'stand' in own"),
+        (("--rgb", "rgb.pt", "--split", "val"), "no sample of split 'val'; there are (none)"),
+        (("--rgb", "rgb.pt", "--shards", "nowhere"), "nowhere: neither a dataset's folder nor a tar"),
+        (("--rgb", "rgb.pt", "--shards", "."), "no dataset is published there"),
+    ],
+)
+def test_bad_arguments(dataset, checkpoints, arguments, said, monkeypatch):
+    monkeypatch.chdir(checkpoints)
+    save_run("four.pt", I3D(4, 3), "rgb", None)
+    save_run("named.pt", I3D(3, 3), "rgb", ["jump", "run", "sit"])
+    assert said in command(evaluate_command, "--shards", dataset, *arguments, status=1)
+
+
+def test_what_a_dataset_cannot_give(clips, checkpoints, tmp_path):
+    no_flow = tmp_path / "no-flow"
+    command(main, "run", "--manifest", clips, "--output", no_flow, "--short-side", 224, "--flow", "none")
+    said = command(evaluate_command, "--shards", no_flow, "--flow", checkpoints / "flow.pt", status=1)
+    assert "has no flow: prepared with --flow none?" in said
+    small = tmp_path / "small"
+    command(main, "run", "--manifest", clips, "--output", small, "--short-side", 64, "--flow", "none")
+    said = command(evaluate_command, "--shards", small, "--rgb", checkpoints / "rgb.pt", status=1)
+    assert "smaller than the crop of 224x224" in said
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+@pytest.mark.parametrize("missing", [0.5, 0])
+def test_a_truncated_shard_is_named(dataset, checkpoints, tmp_path, as_tar, missing):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    (shard,) = (copy / "shards" / "all").glob("*.tar")
+    content = shard.read_bytes().rstrip(b"\0")  # what the tar holds, without the mark of its end
+    shard.write_bytes(content[: int(len(content) * (1 - missing))])
+    said = command(evaluate_command, "--shards", shard if as_tar else copy, "--rgb", checkpoints / "rgb.pt", status=1)
+    assert shard.name in said
+    assert "truncated" in said or "not a whole tar" in said
+
+
+def test_bad_predictions(tmp_path, checkpoints, clips):
+    empty, page = tmp_path / "empty.mp4", tmp_path / "page.mp4"
+    empty.touch()
+    page.write_text("<html>")
+    rgb = ("--rgb", checkpoints / "rgb.pt")
+    assert "empty-file" in command(predict_command, empty, *rgb, status=1)
+    assert "not-a-video" in command(predict_command, page, *rgb, status=1)
+    video = clips / "jump" / "a.mp4"
+    assert "start 3 is not before end 2" in command(predict_command, video, *rgb, "--start", 3, "--end", 2, status=1)
+    assert "too-short" in command(predict_command, video, *rgb, "--start", 0.3, status=1)
+    assert "give --rgb" in command(predict_command, video, status=1)
+
+
+def test_prediction_for_people_and_machines(checkpoints, clips):
+    video = clips / "jump" / "a.mp4"
+    said = command(predict_command, video, "--rgb", checkpoints / "rgb.pt", "--top", 2)
+    assert len(said.splitlines()) == 2
+    found = json.loads(command(predict_command, video, "--rgb", checkpoints / "rgb.pt", "--json"))
+    assert found["frames"] == 12
+    assert sum(place["probability"] for place in found["top"]) == pytest.approx(1, abs=1e-5)

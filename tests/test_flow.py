@@ -1,0 +1,161 @@
+"""Flow by the front door, its 8-bit coding, its pictures."""
+
+import io
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from flow import TVL1Params, colour_code, colour_legend, decode_flow_codes, dequantise, encode_flow, quantise, tvl1
+
+
+def moving_texture(frames=3, dx=1.5, dy=-0.75, seed=0, height=64, width=80):
+    """A smooth random texture that moves by (dx, dy) pixels a frame: [T, H, W] uint8."""
+    texture = cv2.GaussianBlur(np.random.default_rng(seed).random((height + 60, width + 60)), (0, 0), 3)
+    texture = (texture - texture.min()) / np.ptp(texture) * 255
+    shifts = [np.float32([[1, 0, i * dx - 30], [0, 1, i * dy - 30]]) for i in range(frames)]
+    return np.stack([cv2.warpAffine(texture, m, (width, height), flags=cv2.INTER_CUBIC) for m in shifts]).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_direction_and_size_of_motion(seed):
+    flow = tvl1(moving_texture(dx=1.5, dy=-0.75, seed=seed))
+    assert (flow.shape, flow.dtype) == ((2, 64, 80, 2), np.float32)
+    np.testing.assert_allclose(np.median(flow, (0, 1, 2)), (1.5, -0.75), atol=0.05)
+
+
+def test_it_is_opencv_with_its_defaults():
+    frames = moving_texture()
+    reference = cv2.optflow.DualTVL1OpticalFlow.create()
+    np.testing.assert_array_equal(tvl1(frames)[1], reference.calc(frames[1], frames[2], None))
+    few = TVL1Params(warps=1, scales=2, outer_iterations=1, tau=0.2)
+    assert not np.array_equal(tvl1(frames, few), tvl1(frames))
+
+
+def test_a_pair_does_not_depend_on_its_neighbours_threads_or_earlier_calls():
+    frames = moving_texture(frames=5)
+    alone = tvl1(frames[2:4])[0]
+    tvl1(moving_texture(height=16, width=16))  # a small picture lowers the number of scales of OpenCV's object for good
+    np.testing.assert_array_equal(tvl1(frames)[2], alone)
+    np.testing.assert_array_equal(tvl1(frames, threads=3)[2], alone)
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (np.zeros((2, 32, 32), np.float32), "uint8"),
+        (np.zeros((2, 32, 32, 3), np.uint8), "must be"),
+        (np.zeros((1, 32, 32), np.uint8), "1 frame: flow needs two"),
+        (np.zeros((2, 15, 32), np.uint8), "32x15"),
+    ],
+)
+def test_bad_frames(frames, said):
+    with pytest.raises(ValueError, match=said):
+        tvl1(frames)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend 'magic' is unknown"):
+        tvl1(moving_texture(), backend="magic")
+
+
+def test_codes():
+    flow = np.array([0.0, 20.0, -20.0, 25.0, -25.0, 20 / 127, -0.07, 0.07])
+    np.testing.assert_array_equal(quantise(flow), [128, 255, 1, 255, 1, 129, 128, 128])
+    assert dequantise(np.uint8(128)) == 0
+    steps = np.linspace(-20, 20, 1001)
+    assert np.abs(dequantise(quantise(steps)) - steps).max() <= 20 / 127 / 2 + 1e-6
+    np.testing.assert_array_equal(quantise(-steps).astype(int), 256 - quantise(steps).astype(int))
+    np.testing.assert_allclose(dequantise(quantise(steps, 5.0), 5.0), np.clip(steps, -5, 5), atol=5 / 127 / 2 + 1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan]), np.array([np.inf]), np.array([1, 2])])
+def test_what_cannot_be_coded(bad):
+    with pytest.raises(ValueError, match="flow"):
+        quantise(bad)
+
+
+def test_stored_flow_comes_back():
+    flow = tvl1(moving_texture(frames=6))
+    stored = encode_flow(flow)
+    codes = decode_flow_codes(stored)
+    assert codes.shape == flow.shape
+    assert np.abs(dequantise(codes) - flow).mean() < 0.08
+    assert stored == encode_flow(flow)
+    with av.open(io.BytesIO(stored)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height, int(frame.color_range)) == (80, 128, 2)
+
+
+def test_no_motion_is_exactly_zero_and_the_bound_is_kept():
+    still = np.zeros((3, 32, 48, 2))
+    assert (decode_flow_codes(encode_flow(still)) == 128).all()
+    fast = np.full((3, 32, 48, 2), 20.0)
+    fast[..., 1] = -20
+    codes = decode_flow_codes(encode_flow(fast, crf=1)).astype(int)
+    assert np.abs(codes[..., 0] - 255).max() <= 1
+    assert np.abs(codes[..., 1] - 1).max() <= 1
+
+
+def test_a_limited_range_video_is_refused():
+    """The same pictures with a limited-range tag would decode to other codes: that must not pass."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 48), 128, np.uint8), format="gray")))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="full range"):
+        decode_flow_codes(buffer.getvalue())
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_flow_codes(b"nothing")
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (3, 32, 48, 3), (3, 31, 48, 2), (0, 32, 48, 2)])
+def test_shapes_that_cannot_be_stored(shape):
+    with pytest.raises(ValueError, match="flow"):
+        encode_flow(np.zeros(shape))
+
+
+def test_colours_of_directions():
+    """Baker et al.: white is no motion, red is to the right, and opposite directions are opposite hues."""
+    directions = np.array([[[0, 0], [5, 0], [-5, 0], [0, 5], [0, -5], [50, 0]]], np.float32)
+    white, right, left, down, up, fast = colour_code(directions, 5.0)[0].astype(int)
+    assert tuple(white) == (255, 255, 255)
+    assert right[0] == 255
+    assert right[1:].max() < 40
+    assert left[0] < 40
+    assert left[2] > 150
+    assert down[0] > 200
+    assert down[1] > 150
+    assert down[2] < 40
+    assert up[2] > 200
+    assert up[1] < 60
+    assert fast[0] < right[0]
+
+
+def test_legend_is_a_disc():
+    legend = colour_legend(65)
+    assert (legend[0, 0] == 255).all()
+    assert (legend[32, 32] > 240).all()
+    assert (legend[32, 1] < 255).any()
+    with pytest.raises(ValueError, match="scale 0"):
+        colour_code(np.zeros((2, 2, 2)), 0)
+
+
+def test_known_pair(shared):
+    """RubberWhale of Middlebury: end-point error of the reference against the true flow (.156 known)."""
+    frames = np.stack(
+        [cv2.imread(str(shared / "data" / "flow" / f"frame{i}.png"), cv2.IMREAD_GRAYSCALE) for i in (10, 11)]
+    )
+    with (shared / "data" / "flow" / "flow10.flo").open("rb") as file:
+        assert file.read(4) == b"PIEH"
+        width, height = np.fromfile(file, "<i4", 2)
+        truth = np.fromfile(file, "<f4").reshape(height, width, 2)
+    known = (np.abs(truth) < 1e9).all(-1)
+    error = np.hypot(*(tvl1(frames)[0] - truth)[known].T).mean()
+    assert error == pytest.approx(0.156, abs=0.002)

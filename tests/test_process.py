@@ -1,0 +1,77 @@
+"""Children end: by themselves, by their deadline, or with us."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.process import ChildError, ChildTimeout, run_child
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_output_and_errors_come_back(tmp_path):
+    output, errors = run_child(["sh", "-c", "pwd; echo no >&2"], deadline_seconds=10, cwd=tmp_path)
+    assert output.decode().strip() == str(tmp_path)
+    assert errors == "no\n"
+
+
+def test_a_failure_carries_the_raw_message():
+    with pytest.raises(ChildError, match=r"sh ended with status 3: broken \$HOME") as caught:
+        run_child(["sh", "-c", "echo 'broken $HOME' >&2; exit 3"], deadline_seconds=10)
+    assert caught.value.message == "broken $HOME"
+    with pytest.raises(ChildError, match="killed by SIGSEGV"):
+        run_child(["sh", "-c", "kill -SEGV $$"], deadline_seconds=10)
+
+
+def test_long_messages_keep_their_end():
+    with pytest.raises(ChildError) as caught:
+        run_child(["sh", "-c", "yes banner | head -c 100000 >&2; echo the point >&2; exit 1"], deadline_seconds=10)
+    assert len(caught.value.message) < 5000
+    assert caught.value.message.endswith("the point")
+
+
+def test_the_deadline_kills_all_that_the_child_started():
+    started = time.monotonic()
+    with pytest.raises(ChildTimeout, match=r"still running after 0\.5 s") as caught:
+        run_child(["sh", "-c", "sleep 60 & echo $! >&2; sleep 60"], deadline_seconds=0.5)
+    assert time.monotonic() - started < 10
+    grandchild = int(caught.value.message)
+    for _ in range(100):
+        if not alive(grandchild):
+            break
+        time.sleep(0.05)
+    assert not alive(grandchild)
+
+
+def test_no_such_program():
+    with pytest.raises(FileNotFoundError, match="'no-such-program' is not installed"):
+        run_child(["no-such-program"], deadline_seconds=1)
+
+
+def test_children_die_with_us(tmp_path):
+    """The parent is killed outright: no Python code of it runs any more, and its child ends all the same."""
+    child_command = ["sh", "-c", "echo $$ > pid; sleep 60"]
+    code = f"from pipeline.process import run_child; run_child({child_command}, deadline_seconds=99)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child = int(pid.read_text())
+    assert alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
