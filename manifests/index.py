@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -39,6 +40,18 @@ MEMBERS = (RGB, FLOW, METADATA)
 INDEX_SUFFIX = ".index.npy"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 MAXIMUM_METADATA_BYTES = 1 << 20
+# The fields of a sample's metadata that readers rely on. Those of flow are None where there is none.
+METADATA_FIELDS: dict[str, tuple[type, ...]] = {
+    "label": (str, NoneType),
+    "split": (str, NoneType),
+    "class_index": (int, NoneType),
+    "classes.name": (str,),
+    "classes.sha256": (str,),
+    **{f"rgb.{field}": (int,) for field in ("frames", "width", "height")},
+    "rgb.sha256": (str,),
+    **{f"flow.{field}": (int, NoneType) for field in ("frames", "width", "height", "bound_pixels")},
+    "flow.sha256": (str, NoneType),
+}
 
 
 def record_dtype(key_length: int) -> np.dtype[np.void]:
@@ -164,13 +177,18 @@ def read_metadata(content: bytes, name: str) -> dict[str, Any]:
     try:
         metadata = json.loads(content)
         version = metadata["format_version"]
-        complete = all(field in metadata for field in ("class_index", "label", "rgb", "flow"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{name}: not the metadata of a sample: {error!r}") from error
     if version != FORMAT_VERSION:
         raise FormatError(f"{name}: format version {version!r}, this program reads version {FORMAT_VERSION}")
-    if not complete:
-        raise FormatError(f"{name}: not the metadata of a sample: class_index, label, rgb or flow is missing")
+    for field, kinds in METADATA_FIELDS.items():
+        value: Any = metadata
+        for part in field.split("."):
+            # A sample without flow has None there, and nothing below it.
+            value = value.get(part, ...) if isinstance(value, dict) else None if value is None else ...
+        in_range = not isinstance(value, int) or 0 <= value < 1 << 31
+        if not isinstance(value, kinds) or isinstance(value, bool) or not in_range:
+            raise FormatError(f"{name}: not the metadata of a sample: {field} is missing, of another type or range")
     return dict(metadata)
 
 

@@ -1,0 +1,26 @@
+"""Every command explains itself, with an example."""
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from train.cli import evaluate_command, predict_command
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (main, ()),
+        *[(main, (name,)) for name in ("run", "status", "verify", "preview", "report")],
+        (evaluate_command, ()),
+        (predict_command, ()),
+    ],
+)
+def test_help_has_an_example(command, arguments):
+    result = CliRunner().invoke(command, [*arguments, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+
+
+def test_all_commands_are_tested_here():
+    assert set(main.commands) == {"run", "status", "verify", "preview", "report"}
