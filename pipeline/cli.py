@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -46,7 +47,8 @@ def main() -> None:
     multiple=True,
     required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="A list: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. May be repeated.",
+    help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow.",
+    metavar="FILE...",
 )
 @click.option(
     "--source",
@@ -65,7 +67,7 @@ def main() -> None:
     "for lists of your own their labels, and for a dataset that exists the list it was made with.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
-@click.argument("beam_options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
 def run_command(
     manifests: tuple[Path, ...],
     source: str,
@@ -74,28 +76,31 @@ def run_command(
     short_side: int,
     classes: str | None,
     workers: int | None,
-    beam_options: tuple[str, ...],
+    others: tuple[str, ...],
 ) -> None:
-    r"""Prepare every clip of the lists that is not published yet.
+    """Prepare every clip of the lists that is not published yet.
 
     Clips that fail are recorded with a reason, and the rest goes on; the next run tries them again. Options that are
     not listed here go to Apache Beam, such as --runner.
 
     \b
     Examples:
-      kinetics-prep run --manifest train.csv --manifest val.csv --output k400
+      kinetics-prep run --manifest train.csv val.csv --output k400
       kinetics-prep run --manifest val.csv --source 'https://mirror.example/{youtube_id}.mp4' --output k400
       kinetics-prep run --manifest my_videos/ --output mine --flow none
-    """
+    """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
+    # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
+    further = list(takewhile(lambda word: not word.startswith("-"), others))
+    options = _beam_options(others[len(further) :], workers or os.cpu_count() or 1)
     try:
         plan = run(
-            manifests,
+            [*manifests, *map(Path, further)],
             parse_source(source),
             output,
             flow=flow == "opencv",
             short_side=short_side,
             classes=classes,
-            options=_beam_options(beam_options, workers or os.cpu_count() or 1),
+            options=options,
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError) as error:
         raise click.ClickException(str(error)) from error

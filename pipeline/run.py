@@ -19,7 +19,8 @@ from pipeline.lease import lease
 from pipeline.ledger import record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
-from pipeline.steps import Job
+from pipeline.shards import SHARD_NAME
+from pipeline.steps import SCRATCH, Job
 from pipeline.video import default_flow_coding
 
 KINETICS_CLASSES = "kinetics400"
@@ -128,13 +129,13 @@ def _require_same_specification(snapshot: Snapshot, specification: Specification
 
 def _clean(output: Path) -> None:
     """Remove what a killed run left: scratch, half-written files, shards that no snapshot names."""
-    shutil.rmtree(output / "scratch", ignore_errors=True)
+    shutil.rmtree(output / SCRATCH, ignore_errors=True)
     remove_partial_files(output)
     named = set()
     for folder in sorted((output / "snapshots").glob("*")):
         snapshot = read_snapshot(output, folder.name) if (folder / "snapshot.json").exists() else None
         for shard in snapshot.shards if snapshot else ():
             named |= {output / shard.path, output / shard.index_path}
-    for file in (output / "shards").rglob("*"):
-        if file.is_file() and file not in named:
+    for file in (output / "shards").glob("*/*"):
+        if SHARD_NAME.fullmatch(file.name) and file not in named:
             file.unlink()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from manifests.files import complete_file, sha256_of, write_file
 from manifests.index import INDEX_SUFFIX, Shard, index_tar, read_metadata, write_records
 from manifests.sample import CLASS, FLOW, METADATA, RGB, FormatError, Specification
 
+# Shards and their indexes, with their final names or on the way there.
+SHARD_NAME = re.compile(r"g\d{4,}-\d{6}(-[0-9a-f]{12})?(\.tar|\.index\.npy)")
 MEMBER_ORDER = (RGB, FLOW, METADATA, CLASS)
 
 
@@ -65,11 +68,14 @@ class FinishedClips:
         """The members of a kept clip."""
         path = self._path(key, complete)
         found = {}
-        with tarfile.open(path, mode="r:") as tar:
-            for entry in tar:
-                content = tar.extractfile(entry)
-                found[entry.name.partition(".")[2]] = content.read() if content else b""
-        if METADATA not in found:
+        try:
+            with tarfile.open(path, mode="r:") as tar:
+                for entry in tar:
+                    content = tar.extractfile(entry)
+                    found[entry.name.partition(".")[2]] = content.read() if content else b""
+        except tarfile.TarError as error:
+            raise FormatError(f"{path}: not a finished clip; remove it and run again: {error}") from error
+        if RGB not in found or METADATA not in found:
             raise FormatError(f"{path}: not a finished clip; remove it and run again")
         return found
 

@@ -29,6 +29,7 @@ from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shar
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
 FLOW_BACKEND = "opencv"
+SCRATCH = ".scratch"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Job:
     @property
     def scratch(self) -> Path:
         """Folder for what is being worked on; emptied by the next run."""
-        return self.output / "scratch"
+        return self.output / SCRATCH
 
 
 def fetch_and_encode(clip: Clip, job: Job) -> Outcome:

@@ -363,7 +363,7 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path, videos, good_list, stage)
 
     output = tmp_path / "killed"
     run = start_run(output, good_list, videos)
-    pattern = {"encode": "scratch/*/rgb.mp4", "flow": "clips/*/*.rgb.tar", "finished": "clips/*/*[0-9].tar"}[stage]
+    pattern = {"encode": ".scratch/*/rgb.mp4", "flow": "clips/*/*.rgb.tar", "finished": "clips/*/*[0-9].tar"}[stage]
     wait_for(lambda: list(output.glob(pattern)))
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -375,4 +375,4 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path, videos, good_list, stage)
     assert shard_bytes(output) == shard_bytes(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert not list(output.rglob("*.partial"))
-    assert not (output / "scratch").exists()
+    assert not (output / ".scratch").exists()

@@ -134,7 +134,7 @@ GOOD = [("k.rgb.mp4", b"aaa"), ("k.json", metadata("k")), ("k.cls", b"0")]
         ([GOOD[0], ("k.json", b"{"), GOOD[2]], "not the metadata"),
         (
             [GOOD[0], ("k.json", metadata("k", rgb={"frames": "9"})), GOOD[2]],
-            "rgb.frames is missing or of another type",
+            "rgb.frames is missing, of another type",
         ),
         (
             [GOOD[0], ("k.json", metadata("k", class_index=-7)), GOOD[2]],
