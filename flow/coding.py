@@ -5,7 +5,9 @@ full range, and read from the luma plane without any conversion.
 """
 
 import io
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 
 import av
 import numpy as np
@@ -43,7 +45,7 @@ def dequantise(codes: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
 
 
 def encode_flow(
-    flow: np.ndarray,
+    flow: Iterable[np.ndarray],
     *,
     bound_pixels: float = 20.0,
     frame_rate: int = 25,
@@ -52,16 +54,27 @@ def encode_flow(
     preset: str = "medium",
     tune: str = "fastdecode",
 ) -> bytes:
-    """Flow [N, H, W, 2] float pixels as an MP4 file of N grey pictures of 2H × W, x over y.
+    """Flow as an MP4 file of N grey pictures of 2H × W, x over y.
 
     The same flow gives the same bytes on one build of PyAV: one x264 thread, CPU-independent code, bit-exact muxing.
+
+    Args:
+        flow: N fields of [H, W, 2] float pixels (x, y), or one array of [N, H, W, 2]; taken one at a time.
+        bound_pixels: the motion that the largest code stands for.
+        frame_rate: pictures a second.
+        crf: x264's rate factor.
+        group_of_pictures: pictures from one keyframe to the next.
+        preset: x264's preset.
+        tune: x264's tuning.
 
     Raises:
         ValueError: another shape, or odd sizes.
     """
-    if flow.ndim != 4 or flow.shape[3] != 2 or flow.shape[0] < 1:
-        raise ValueError(f"flow must be [N, H, W, 2], not {list(flow.shape)}")
-    count, height, width, _ = flow.shape
+    fields = iter(flow)
+    first = next(fields, None)
+    if first is None or first.ndim != 3 or first.shape[2] != 2:
+        raise ValueError(f"flow must be N ≥ 1 fields of [H, W, 2], not of {'none' if first is None else first.shape}")
+    height, width, _ = first.shape
     if height % 2 or width % 2:
         raise ValueError(f"flow of {width}x{height}: stored sizes are even")
     buffer = io.BytesIO()
@@ -77,8 +90,10 @@ def encode_flow(
             "threads": "1",
             "x264-params": f"keyint={group_of_pictures}:min-keyint=1:scenecut=0:cpu-independent=1:fullrange=on",
         }
-        for index in range(count):
-            picture = quantise(flow[index], bound_pixels).transpose(2, 0, 1).reshape(2 * height, width)
+        for index, field in enumerate(chain([first], fields)):
+            if field.shape != first.shape:
+                raise ValueError(f"flow field {index} is {field.shape}, those before it {first.shape}")
+            picture = quantise(field, bound_pixels).transpose(2, 0, 1).reshape(2 * height, width)
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
             frame.color_range = FULL_RANGE
             frame.pts, frame.time_base = index, Fraction(1, frame_rate)

@@ -43,15 +43,16 @@ def youtube_clip(
     """A clip of Kinetics; its key is the name that CVDF's mirror gives the file, `{id}_{start:06d}_{end:06d}`.
 
     Raises:
-        ValueError: a malformed id, times that are no whole seconds or out of order, or a malformed split.
+        ValueError: a malformed id, times that are no whole seconds or out of order, a malformed label or split.
     """
     if not YOUTUBE_ID.fullmatch(youtube_id):
         raise ValueError(f"malformed id {youtube_id!r}: a YouTube id is 11 characters of A-Z a-z 0-9 _ -")
-    _check_times(start_seconds, end_seconds)
+    check_times(start_seconds, end_seconds)
     for name, seconds in (("start", start_seconds), ("end", end_seconds)):
         if seconds != int(seconds):
             raise ValueError(f"{name} {seconds} is not a whole second, as the times of Kinetics are")
     _check_split(split)
+    _check_label(label)
     key = f"{youtube_id}_{int(start_seconds):06d}_{int(end_seconds):06d}"
     return Clip(key, "youtube", youtube_id, float(start_seconds), float(end_seconds), label, split)
 
@@ -67,13 +68,15 @@ def file_clip(
     """A clip of a video file of one's own; its key is a slug of the file's name and a hash of path and times.
 
     Raises:
-        ValueError: a path that is absolute, leaves its folder or cannot be one; times out of order; a malformed split.
+        ValueError: a path that is absolute, leaves its folder or cannot be one; times out of order; a malformed label
+            or split.
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or not path.isprintable():
         raise ValueError(f"path {path!r} must name a file inside the list's folder: no leading '/', no '..'")
-    _check_times(start_seconds, end_seconds)
+    check_times(start_seconds, end_seconds)
     _check_split(split)
+    _check_label(label)
     video = str(PurePosixPath(path))
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(video).stem).strip("-")[:48]
     identity = f"{video}\n{float(start_seconds)!r}\n{end_seconds and float(end_seconds)!r}"
@@ -82,12 +85,23 @@ def file_clip(
     return Clip(key, "file", video, float(start_seconds), end_seconds, label, split, folder)
 
 
-def _check_times(start_seconds: float, end_seconds: float | None) -> None:
+def check_times(start_seconds: float, end_seconds: float | None) -> None:
+    """Raise `ValueError` for times that are no numbers from 0 to `MAXIMUM_SECONDS`, or out of order."""
     for name, seconds in (("start", start_seconds), ("end", end_seconds)):
         if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAXIMUM_SECONDS):
             raise ValueError(f"{name} {seconds} is outside 0 to {MAXIMUM_SECONDS} seconds")
     if end_seconds is not None and start_seconds >= end_seconds:
         raise ValueError(f"start {start_seconds:g} is not before end {end_seconds:g}")
+
+
+def _check_label(label: str | None) -> None:
+    if label is not None and not (label.strip() == label and label.isprintable() and 0 < len(label) <= 200):
+        raise ValueError(f"label {label[:200]!r}: up to 200 printable characters")
+
+
+def printable(text: str) -> str:
+    """Text from a stranger as it may be shown on a terminal: what is not printable is escaped, line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _check_split(split: str | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
+PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 @contextmanager
@@ -27,9 +29,18 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _flush_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -39,9 +50,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed writers left anywhere below `folder`; the caller holds the folder's lease."""
-    for partial in folder.rglob(f".*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+    """Remove what killed writers of this module left directly in `folder`; the caller holds the lease on it."""
+    for file in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        if PARTIAL_NAME.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -38,6 +38,8 @@ FORMAT = "quo-vadis-dataset"
 NO_CLASS = -1
 MEMBERS = (RGB, FLOW, METADATA)
 INDEX_SUFFIX = ".index.npy"
+SNAPSHOT_NAME = re.compile(r"[0-9]{4,9}")
+SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+/g[0-9]{4,9}-[0-9]{6}-[0-9a-f]{12}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 MAXIMUM_METADATA_BYTES = 1 << 20
 # The fields of a sample's metadata that readers rely on. Those of flow are None where there is none.
@@ -92,13 +94,18 @@ def index_tar(file: BinaryIO, name: str) -> np.ndarray:
             or metadata that contradicts the members.
     """
     samples: dict[str, dict[str, Member]] = {}
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0
             for entry in tar:
                 key, _, member = entry.name.partition(".")
-                if not entry.isfile() or member not in (*MEMBERS, CLASS) or not KEY.fullmatch(key):
+                plain = entry.isreg() and not entry.issparse()
+                if not plain or member not in (*MEMBERS, CLASS) or not KEY.fullmatch(key):
                     raise FormatError(f"{name}: {entry.name!r} is no member of a sample")
+                if entry.offset_data + entry.size > size:
+                    raise FormatError(f"{name}: truncated inside {entry.name!r}")
                 if member in samples.setdefault(key, {}):
                     raise FormatError(f"{name}: {entry.name!r} stands twice")
                 samples[key][member] = _read_member(tar, entry, keep=member in (METADATA, CLASS), name=name)
@@ -265,7 +272,7 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
     if value.get("format") != FORMAT:
         raise FormatError(f"{name}: not a snapshot of a dataset")
     try:
-        return Snapshot(
+        snapshot = Snapshot(
             name=value["name"],
             parent=value["parent"],
             specification=specification_from_json(value["specification"]),
@@ -273,8 +280,12 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
             shards=tuple(Shard(**shard) for shard in value["shards"]),
             provenance=tuple(value["provenance"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{name}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FormatError(f"{name}: not a snapshot of a dataset: {error}") from error
+    for shard in snapshot.shards:
+        if not SHARD_PATH.fullmatch(shard.path):
+            raise FormatError(f"{name}: {shard.path!r} is no shard's path")
+    return snapshot
 
 
 def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
@@ -289,13 +300,19 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
         if not root.exists():
             return None
         value = _read_json(root)
-        if value.get("format") != FORMAT or not re.fullmatch(r"\d{4,}", str(value.get("snapshot"))):
+        number = value.get("snapshot")
+        if value.get("format") != FORMAT or not (isinstance(number, str) and SNAPSHOT_NAME.fullmatch(number)):
             raise FormatError(f"{root}: not the root of a dataset")
-        name, sha256 = value["snapshot"], value.get("snapshot_sha256")
+        name, sha256 = number, value.get("snapshot_sha256")
+    if not SNAPSHOT_NAME.fullmatch(name):
+        raise FormatError(f"{folder}: {name!r} is no snapshot's name, such as 0001")
     path = folder / "snapshots" / name / "snapshot.json"
-    snapshot = snapshot_from_json(_read_json(path), str(path))
+    value = _read_json(path)
     if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise FormatError(f"{path}: not the bytes that {ROOT} names (checksum {sha256})")
+    snapshot = snapshot_from_json(value, str(path))
+    if snapshot.name != name:
+        raise FormatError(f"{path}: says that it is snapshot {snapshot.name!r}")
     return snapshot
 
 

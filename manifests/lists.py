@@ -4,12 +4,13 @@ A row that cannot be read is named with its file, its line and the reason; the r
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from manifests.classes import ClassList, published_with
-from manifests.clip import Clip, file_clip, youtube_clip
+from manifests.clip import Clip, file_clip, printable, youtube_clip
 
 KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
 KINETICS_OPTIONAL = {"label", "split", "is_cc"}
@@ -33,6 +34,7 @@ class ListError(ValueError):
 class Rejected:
     """A row of a list that became no clip. `place` is `file name:line`; `reason` one of the ledger's reasons."""
 
+    list_name: str
     place: str
     reason: str
     message: str
@@ -58,6 +60,7 @@ class Listing:
         return {clip.label for clip in self.clips if clip.label is not None}
 
 
+NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 ROW_SHOWN = 200  # characters of a bad row in its message
 
 Row = tuple[str, Clip | Rejected]
@@ -86,7 +89,7 @@ def read_lists(lists: Iterable[Path], folder: Path | None = None) -> Listing:
             if isinstance(row, Rejected):
                 listing.rejected.append(row)
             elif row.key in first:
-                listing.rejected.append(_repeated(place, row, listing.places[row.key], first[row.key]))
+                listing.rejected.append(_repeated(name, place, row, listing.places[row.key], first[row.key]))
             else:
                 first[row.key] = row
                 listing.places[row.key] = place
@@ -104,23 +107,26 @@ def reject_unknown_labels(listing: Listing, classes: ClassList) -> Listing:
         others = published_with([clip.label])
         hint = f"; it is one of {' and '.join(others)}: pass --classes" if others else ""
         message = f"label {clip.label!r} is not among the {len(classes.labels)} classes of {classes.name}{hint}"
-        known.rejected.append(Rejected(listing.places[clip.key], "unknown-label", message))
+        place = listing.places[clip.key]
+        known.rejected.append(Rejected(place.split(":", 1)[0], place, "unknown-label", message))
     return known
 
 
-def _repeated(place: str, clip: Clip, first_place: str, first: Clip) -> Rejected:
+def _repeated(name: str, place: str, clip: Clip, first_place: str, first: Clip) -> Rejected:
     message = f"{clip.key} stands already at {first_place}"
+    if clip.folder != first.folder:
+        message += f", there below {first.folder}, here below {clip.folder}: put both folders below one --source"
     if (clip.label, clip.split) != (first.label, first.split):
         message += (
             f", there with label {first.label!r} and split {first.split!r}, here with {clip.label!r} and {clip.split!r}"
         )
-    return Rejected(place, "repeated-row", message)
+    return Rejected(name, place, "repeated-row", message)
 
 
 def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
     name = path.resolve().name
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             columns = [column.strip() for column in _values(next(file, ""))]
             if not any(columns):
                 raise ListError(f"{path}: no header, a list starts with a row of column names")
@@ -132,8 +138,8 @@ def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
                     if line.strip():
                         yield place, parse(_row(columns, _values(line)))
                 except (ValueError, csv.Error) as error:
-                    yield place, Rejected(place, "bad-row", f"{error} in {line.strip()[:ROW_SHOWN]!r}")
-    except (OSError, UnicodeDecodeError) as error:
+                    yield place, Rejected(name, place, "bad-row", f"{error} in {line.strip()[:ROW_SHOWN]!r}")
+    except OSError as error:
         raise ListError(f"{path}: cannot be read as a list: {error}") from error
     except csv.Error as error:
         raise ListError(f"{path}: the header is no row of column names: {error}") from error
@@ -164,7 +170,10 @@ def _parser_of(path: Path, columns: list[str], folder: str) -> Callable[[dict[st
 
 def _kinetics_row(row: dict[str, str]) -> Clip:
     start, end = _seconds(row["time_start"], "time_start"), _seconds(row["time_end"], "time_end")
-    return youtube_clip(row["youtube_id"], start, end, row.get("label") or None, _split(row))
+    label, split = row.get("label") or None, _split(row)
+    if label is None and "label" in row and split not in (None, "test"):
+        raise ValueError(f"no label in a row of split {split!r}")
+    return youtube_clip(row["youtube_id"], start, end, label, split)
 
 
 def _own_row(row: dict[str, str], folder: str) -> Clip:
@@ -184,27 +193,31 @@ def _split(row: dict[str, str]) -> str | None:
 
 
 def _seconds(text: str, column: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{column} {text!r} is no number of seconds") from None
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"{column} {text!r} is no number of seconds")
+    return float(text)
 
 
 def _read_folder(path: Path, folder: Path | None) -> Iterator[Row]:
     """One clip a file `class/video.mp4`, whole, in the order of the names; hidden files are passed over."""
     root = path.resolve()
     base = folder.resolve() if folder and root.is_relative_to(folder.resolve()) else root
-    for file in sorted(root.rglob("*")):
-        inside = file.relative_to(root)
-        if any(part.startswith(".") for part in inside.parts) or file.is_dir():
-            continue
-        place = f"{root.name}:{inside.as_posix()}"
-        if len(inside.parts) != 2:
-            yield place, Rejected(place, "bad-row", "not at class/video: a file lies in the folder of its class")
-        elif file.suffix.lower() not in VIDEO_SUFFIXES:
-            yield place, Rejected(place, "bad-row", f"{file.suffix!r} is not the ending of a video file")
-        else:
+    for entry in _visible(root):
+        for file in _visible(entry) if entry.is_dir() else [entry]:
+            place = f"{root.name}:{printable(file.relative_to(root).as_posix())}"
             try:
-                yield place, file_clip(file.relative_to(base).as_posix(), inside.parts[0], folder=str(base))
+                yield place, _file_in_class(file, root, base)
             except ValueError as error:
-                yield place, Rejected(place, "bad-row", str(error))
+                yield place, Rejected(root.name, place, "bad-row", str(error))
+
+
+def _file_in_class(file: Path, root: Path, base: Path) -> Clip:
+    if file.parent == root or file.is_dir():
+        raise ValueError("not at class/video: a file lies in the folder of its class")
+    if file.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ValueError(f"{file.suffix!r} is not the ending of a video file")
+    return file_clip(file.relative_to(base).as_posix(), file.parent.name, folder=str(base))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import sys
+import traceback
 from itertools import takewhile
 from pathlib import Path
 
 import click
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from manifests.clip import printable
 from manifests.lists import ListError
 from manifests.sample import FormatError
 from pipeline import turns
@@ -21,6 +23,7 @@ from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
 from pipeline.verify import verify
+from pipeline.video import VideoError
 
 DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
@@ -102,15 +105,21 @@ def run_command(
             classes=classes,
             options=options,
         )
-    except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError) as error:
+    except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except RuntimeError as error:
+        # Beam wraps what a step raised and names the step in the last line of a long traceback.
+        traceback.print_exc()
+        raise click.ClickException(
+            f"{error}\nThe run has stopped. What is finished is kept: mend the cause and run the same command again."
+        ) from error
     for row in plan.listing.rejected:
-        click.echo(f"{row.place}: {row.reason}: {row.message}", err=True)
+        click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
     ledger = read_ledger(output)
     for clip in plan.clips:
         if ledger[clip.key]["reason"]:
             message = ledger[clip.key]["message"].splitlines() or [""]
-            click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {message[-1]}", err=True)
+            click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {printable(message[-1])}", err=True)
     already = len(plan.listing.clips) - len(plan.clips)
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
@@ -127,10 +136,13 @@ def status_command(dataset: Path, as_json: bool) -> None:
 
     Example: kinetics-prep status k400 --json
     """
-    if as_json:
-        click.echo(json.dumps(totals(read_ledger(dataset).values()), indent=1))
-    else:
-        _print_totals(dataset)
+    try:
+        if as_json:
+            click.echo(json.dumps(totals(read_ledger(dataset).values()), indent=1))
+        else:
+            _print_totals(dataset)
+    except FormatError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("verify", short_help="Check shards, indexes and videos.")
@@ -156,7 +168,7 @@ def verify_command(dataset: Path, decode: int) -> None:
     except FormatError as error:
         raise click.ClickException(str(error)) from error
     for problem in result.problems:
-        click.echo(problem, err=True)
+        click.echo(printable(problem), err=True)
     click.echo(
         f"snapshot {result.snapshot}: {result.shards} shards, {result.samples} samples, {result.decoded} decoded, "
         f"{len(result.problems)} problems"
@@ -177,7 +189,7 @@ def preview_command(dataset: Path, key: str, output: Path) -> None:
     """
     try:
         output.write_bytes(png(preview(read_sample(dataset, key))))
-    except (FormatError, OSError) as error:
+    except (FormatError, VideoError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -190,7 +202,7 @@ def report_command(dataset: Path) -> None:
     """
     try:
         click.echo(write_report(dataset))
-    except FormatError as error:
+    except (FormatError, VideoError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

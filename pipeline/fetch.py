@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from manifests.clip import Clip
 from manifests.lists import VIDEO_SUFFIXES
-from pipeline.process import ChildError, ChildTimeout, run_child
+from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.video import VideoError
 
 YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
@@ -34,9 +34,14 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class UrlSource:
-    """Videos at URLs made by putting the id into a template, fetched by yt-dlp."""
+    """Videos at URLs made by putting the id into a template, fetched by yt-dlp.
+
+    `files`: the URLs must answer with video files. A mirror's error page may embed some other video, which yt-dlp would
+    find and which would go under the clip's label.
+    """
 
     template: str
+    files: bool = True
 
 
 Source = FolderSource | UrlSource
@@ -49,7 +54,7 @@ def parse_source(text: str) -> Source:
         ValueError: none of these.
     """
     if text == "youtube":
-        return UrlSource(YOUTUBE)
+        return UrlSource(YOUTUBE, files=False)
     if "://" in text:
         if PLACEHOLDER not in text:
             raise ValueError(f"URL {text!r} has no {PLACEHOLDER} in it, so every clip would be the same video")
@@ -77,14 +82,14 @@ def fetch(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path:
         The video's file, in `scratch` or where it lies.
 
     Raises:
-        VideoError: missing, fetch-failed, timeout, empty-file, not-a-video.
+        VideoError: missing, fetch-failed, timeout, killed, empty-file, not-a-video.
     """
     if clip.origin == "file":
         return _existing(Path(clip.folder), [clip.video])
     if isinstance(source, FolderSource):
         suffixes = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
         return _existing(Path(source.folder), [clip.video + suffix for suffix in suffixes])
-    return _download(source.template.replace(PLACEHOLDER, clip.video), scratch, short_side)
+    return _download(source.template.replace(PLACEHOLDER, clip.video), source.files, scratch, short_side)
 
 
 def _existing(folder: Path, names: list[str]) -> Path:
@@ -95,7 +100,7 @@ def _existing(folder: Path, names: list[str]) -> Path:
     raise VideoError("missing", f"no file {wanted} in the source folder")
 
 
-def _download(url: str, scratch: Path, short_side: int) -> Path:
+def _download(url: str, files_only: bool, scratch: Path, short_side: int) -> Path:
     arguments = [
         sys.executable,
         *("-m", "yt_dlp", "--ignore-config", "--no-plugin-dirs", "--no-cache-dir", "--no-playlist", "--no-progress"),
@@ -114,16 +119,21 @@ def _download(url: str, scratch: Path, short_side: int) -> Path:
         *("--fixup", "never", "--format", f"bv*[height>={short_side}][width>={short_side}]/bv*/b"),
         # Among streams that are large enough the smallest; where none is, the largest.
         *("--format-sort", f"res~{short_side}"),
+        *(("--use-extractors", "generic", "--match-filters", "direct") if files_only else ()),
         *("--output", "video.%(ext)s", "--", url),
     ]
     try:
         run_child(arguments, deadline_seconds=FETCH_DEADLINE_SECONDS, cwd=scratch, name="yt-dlp")
     except ChildTimeout as error:
         raise VideoError("timeout", str(error)) from error
+    except ChildKilled as error:
+        raise VideoError("killed", str(error)) from error
     except ChildError as error:
         reason = next((reason for said, reason in MESSAGES if said in error.message), "fetch-failed")
         raise VideoError(reason, str(error)) from error
     files = sorted(scratch.iterdir())
+    if not files and files_only:
+        raise VideoError("not-a-video", "the URL answers with a page, not with a video file")
     if len(files) != 1:
         raise VideoError("fetch-failed", f"yt-dlp left {len(files)} files instead of one: {[f.name for f in files]}")
     return files[0]

@@ -10,6 +10,7 @@ from typing import Any
 from manifests.clip import Clip
 from manifests.files import complete_file
 from manifests.lists import Listing
+from manifests.sample import FormatError
 
 # The closed list of reasons, each with what it means.
 REASONS = {
@@ -19,13 +20,17 @@ REASONS = {
     "missing": "there is no such video",
     "fetch-failed": "the download failed",
     "timeout": "a tool had not ended by its deadline",
+    "killed": "a tool was killed",
     "empty-file": "the file has no bytes",
     "not-a-video": "the file is no video",
     "no-video-stream": "the file holds no video stream",
+    "odd-shape": "the picture is far too long and narrow",
     "too-short": "fewer frames than the networks take",
+    "too-long": "longer than a clip may be",
     "corrupt": "the video cannot be decoded",
 }
 LEDGER = "ledger/outcomes.jsonl"
+ENTRY_FIELDS = {"key", "list", "label", "split", "reason", "message", "attempts", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,32 @@ class Outcome:
 
 
 def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
-    """The ledger of a dataset by key, in the order of the keys; empty where there is none."""
+    """The ledger of a dataset by key, in the order of the keys; empty where there is none.
+
+    Raises:
+        FormatError: a line that is no entry; names it.
+    """
     path = folder / LEDGER
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8") as file:
-        return {entry["key"]: entry for entry in map(json.loads, file)}
+    entries = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                entry = json.loads(line)
+                if entry.keys() != ENTRY_FIELDS or entry["reason"] not in (None, *REASONS):
+                    raise ValueError("not an entry of a ledger")
+            except (ValueError, AttributeError) as error:
+                raise FormatError(f"{path}:{number}: {error}") from error
+            entries[entry["key"]] = entry
+    return entries
 
 
 def record_rejected(folder: Path, listing: Listing) -> None:
     """Put the rows that became no clip into the ledger, in place of those of the same lists' earlier readings."""
-    entries = {
-        key: entry
-        for key, entry in read_ledger(folder).items()
-        if not (entry["reason"] in ("bad-row", "repeated-row", "unknown-label") and _list_of(key) in listing.names)
-    }
+    entries = {key: entry for key, entry in read_ledger(folder).items() if entry["list"] not in listing.names}
     for row in listing.rejected:
-        entries[row.place] = _entry(row.place, None, None, row.reason, row.message, {}, 0)
+        entries[row.place] = _entry(row.place, None, None, row.reason, row.message, {}, 0, row.list_name)
     _write(folder, entries.values())
 
 
@@ -86,11 +100,13 @@ def _entry(
     message: str,
     seconds: dict[str, float],
     attempts: int,
+    list_name: str | None = None,
 ) -> dict[str, Any]:
     if reason is not None and reason not in REASONS:
         raise ValueError(f"reason {reason!r} is not in the ledger's list")
     return {
         "key": key,
+        "list": list_name,  # of rows that became no clip
         "label": label,
         "split": split,
         "reason": reason,
@@ -98,10 +114,6 @@ def _entry(
         "attempts": attempts,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
-
-
-def _list_of(place: str) -> str:
-    return place.split(":", 1)[0]
 
 
 def _write(folder: Path, entries: Iterable[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Child processes with a deadline, a process group of their own, and no life beyond ours."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 # The end of a message names the error; what stands before it is mostly banners.
 MESSAGE_BYTES = 4000
+NO_SPACE = os.strerror(errno.ENOSPC).encode()
 
 
 class ChildError(Exception):
@@ -18,6 +20,10 @@ class ChildError(Exception):
     def __init__(self, command: str, status: str, message: str) -> None:
         super().__init__(f"{command} {status}: {message}")
         self.command, self.status, self.message = command, status, message
+
+
+class ChildKilled(ChildError):
+    """A child process that somebody killed with SIGKILL: a person, or the kernel when memory ran out."""
 
 
 class ChildTimeout(ChildError):
@@ -43,7 +49,9 @@ def run_child(
 
     Raises:
         ChildTimeout: past the deadline.
-        ChildError: another exit status than 0, or killed by a signal.
+        ChildKilled: killed by SIGKILL.
+        ChildError: another exit status than 0, or ended by another signal.
+        OSError: the child says that the disk is full.
         FileNotFoundError: no such program.
     """
     program = shutil.which(arguments[0])
@@ -70,6 +78,11 @@ def run_child(
         _kill_group(child)
         child.wait()
         raise
+    if NO_SPACE in errors:
+        # The machine's fault and not the input's; some tools say so and end with status 0.
+        raise OSError(errno.ENOSPC, f"{name}: {os.strerror(errno.ENOSPC)}")
+    if child.returncode == -signal.SIGKILL:
+        raise ChildKilled(name, "killed by SIGKILL", _tail(errors))
     if child.returncode < 0:
         raise ChildError(name, f"killed by {signal.Signals(-child.returncode).name}", _tail(errors))
     if child.returncode:

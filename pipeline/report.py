@@ -69,7 +69,7 @@ def _cards(counts: dict[str, Any], snapshot: Snapshot | None) -> str:
     if snapshot is not None:
         size = sum(shard.bytes for shard in snapshot.shards)
         cards |= {"shards": len(snapshot.shards), "MB": f"{size / 1e6:.1f}", "snapshot": snapshot.name}
-    items = "".join(f"<li><b>{value}</b>{name}</li>" for name, value in cards.items())
+    items = "".join(f"<li><b>{escape(str(value))}</b>{name}</li>" for name, value in cards.items())
     return f'<ul class="cards">{items}</ul>'
 
 

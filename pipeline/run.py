@@ -10,8 +10,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
-from manifests.files import remove_partial_files
-from manifests.index import Snapshot, published_keys, read_snapshot
+from manifests.files import canonical_json, remove_partial_files, write_file
+from manifests.index import ROOT, Snapshot, published_keys, read_snapshot, root_json
 from manifests.lists import Listing, read_lists, reject_unknown_labels
 from manifests.sample import RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source
@@ -62,6 +62,7 @@ def run(
     """
     output = output.resolve()
     with lease(output):
+        adopt_unfinished_snapshot(output)
         plan = make_plan(manifests, source, output, flow=flow, short_side=short_side, classes=classes)
         _clean(output)
         record_rejected(output, plan.listing)
@@ -127,10 +128,29 @@ def _require_same_specification(snapshot: Snapshot, specification: Specification
         )
 
 
+def adopt_unfinished_snapshot(output: Path) -> None:
+    """Make the newest snapshot the current one where its run was killed before it could say so, or the root was lost.
+
+    Only a snapshot whose shards are all there: it was complete, all but the root.
+    """
+    current = read_snapshot(output)
+    names = sorted(path.parent.name for path in (output / "snapshots").glob("*/snapshot.json"))
+    if not names or (current is not None and names[-1] <= current.name):
+        return
+    newest = read_snapshot(output, names[-1])
+    assert newest is not None  # it was asked for by its name
+    paths = [(output / shard.path, shard.bytes) for shard in newest.shards]
+    if all(path.exists() and path.stat().st_size == size for path, size in paths):
+        write_file(output / ROOT, canonical_json(root_json(newest)))
+
+
 def _clean(output: Path) -> None:
     """Remove what a killed run left: scratch, half-written files, shards that no snapshot names."""
     shutil.rmtree(output / SCRATCH, ignore_errors=True)
     remove_partial_files(output)
+    for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
+        for folder in output.glob(pattern):
+            remove_partial_files(folder)
     named = set()
     for folder in sorted((output / "snapshots").glob("*")):
         snapshot = read_snapshot(output, folder.name) if (folder / "snapshot.json").exists() else None

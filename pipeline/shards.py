@@ -56,13 +56,20 @@ class FinishedClips:
             self._path(clip.key, False).unlink(missing_ok=True)
 
     def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
-        """The members of a kept clip; None where there is none, or one that was listed with another label or split."""
+        """The members of a kept clip; None where there is none that is whole and of the clip's label and split."""
         path = self._path(clip.key, complete)
         if not path.exists():
             return None
-        members = self.members(clip.key, complete=complete)
+        try:
+            with path.open("rb") as file:
+                (record,) = index_tar(file, path.name)  # checks the members against their checksums
+            members = self.members(clip.key, complete=complete)
+        except (FormatError, ValueError):
+            path.unlink()  # kept only to save work: what is damaged is made again
+            return None
         metadata = read_metadata(members[METADATA], str(path))
-        return members if (metadata["label"], metadata["split"]) == (clip.label, clip.split) else None
+        same = (metadata["label"], metadata["split"]) == (clip.label, clip.split)
+        return members if same and record["key"].decode() == clip.key else None
 
     def members(self, key: str, *, complete: bool = True) -> dict[str, bytes]:
         """The members of a kept clip."""

@@ -51,11 +51,13 @@ def verify(folder: Path, decode: int | None = 0) -> Verified:
     problems: list[str] = []
     indexed: list[tuple[Shard, np.void]] = []
     for shard in snapshot.shards:
-        problems += check_shard(folder, shard)
         try:
-            indexed += [(shard, record) for record in read_index(folder, shard)]
+            records = read_index(folder, shard)
         except FormatError as error:
             problems.append(str(error))
+            continue
+        problems += check_shard(folder, shard, records)
+        indexed += [(shard, record) for record in records]
     chosen = indexed if decode is None else random.Random(0).sample(indexed, min(decode, len(indexed)))
     for shard, record in chosen:
         problems += [
@@ -65,7 +67,7 @@ def verify(folder: Path, decode: int | None = 0) -> Verified:
     return Verified(snapshot.name, len(snapshot.shards), len(indexed), len(chosen), tuple(problems))
 
 
-def check_shard(folder: Path, shard: Shard) -> Iterator[str]:
+def check_shard(folder: Path, shard: Shard, records: np.ndarray) -> Iterator[str]:
     """Compare a shard's bytes with the snapshot, and its content with its index."""
     path = folder / shard.path
     if not path.exists():
@@ -79,7 +81,7 @@ def check_shard(folder: Path, shard: Shard) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             found = index_tar(file, shard.path)
-        if not np.array_equal(found, read_index(folder, shard)):
+        if not np.array_equal(found, records):
             yield f"{shard.path}: its content differs from its index"
     except FormatError as error:
         yield str(error)

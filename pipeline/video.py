@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +19,16 @@ import numpy as np
 
 from flow import TVL1Params, encode_flow, tvl1
 from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
-from pipeline.process import ChildError, ChildTimeout, run_child
+from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 
 PROBE_DEADLINE_SECONDS = 60.0
 # Encoding runs at several times real time; the floor covers start-up on a loaded machine and seeks in long files.
 ENCODE_DEADLINE_SECONDS = 120.0
 ENCODE_DEADLINE_PER_SECOND = 30.0
+# A clip is held in memory as luma while its flow is computed: 10 minutes at 456x256 are 1.8 GB.
+MAXIMUM_CLIP_SECONDS = 600.0
+MAXIMUM_ASPECT = 10
+FLOW_PAIRS_AT_A_TIME = 32
 SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
@@ -40,7 +45,7 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """What a source file holds: its first video stream as it is shown, that is after rotation."""
+    """What a source file holds: its first video stream as it is coded, before rotation and pixel shape are applied."""
 
     width: int
     height: int
@@ -75,7 +80,7 @@ def probe(path: Path) -> SourceVideo:
     """Look into a video file.
 
     Raises:
-        VideoError: empty-file, not-a-video, no-video-stream, timeout.
+        VideoError: empty-file, not-a-video, no-video-stream, odd-shape, corrupt, timeout, killed.
     """
     if path.stat().st_size == 0:
         raise VideoError("empty-file", f"{path.name} has 0 bytes")
@@ -85,6 +90,8 @@ def probe(path: Path) -> SourceVideo:
         output, _ = run_child(arguments, deadline_seconds=PROBE_DEADLINE_SECONDS)
     except ChildTimeout as error:
         raise VideoError("timeout", str(error)) from error
+    except ChildKilled as error:
+        raise VideoError("killed", str(error)) from error
     except ChildError as error:
         raise VideoError("not-a-video", _without_path(str(error), path)) from error
     streams: list[dict[str, Any]] = json.loads(output).get("streams", [])
@@ -96,7 +103,10 @@ def probe(path: Path) -> SourceVideo:
     rate = _rate(first.get("avg_frame_rate")) or _rate(first.get("r_frame_rate"))
     if not first.get("width") or not first.get("height") or not rate:
         raise VideoError("corrupt", f"{path.name}: the video stream has no size or no frame rate")
-    return SourceVideo(first["width"], first["height"], rate, first.get("color_space", "unknown"))
+    width, height = first["width"], first["height"]
+    if max(width, height) > MAXIMUM_ASPECT * min(width, height):
+        raise VideoError("odd-shape", f"{path.name}: {width}x{height} is longer than {MAXIMUM_ASPECT} times its width")
+    return SourceVideo(width, height, rate, first.get("color_space", "unknown"))
 
 
 def encode_rgb(
@@ -108,17 +118,20 @@ def encode_rgb(
     gives duplicates and a faster one drops. A cut past the end keeps what there is, from `MINIMUM_FRAMES` frames up.
 
     Raises:
-        VideoError: what `probe` raises; too-short, corrupt, timeout.
+        VideoError: what `probe` raises; too-short, too-long, corrupt, timeout, killed.
     """
     source = probe(path)
-    seconds = None if end_seconds is None else end_seconds - start_seconds
-    limit = None if seconds is None else max(1, math.floor(seconds * coding.frame_rate + 0.5))
+    wanted = math.inf if end_seconds is None else end_seconds - start_seconds
+    seconds = min(wanted, MAXIMUM_CLIP_SECONDS + 1)  # a second more, to see that a clip is too long
+    limit = max(1, math.floor(seconds * coding.frame_rate + 0.5))
     command = _encode_command(path, output, coding, source, start_seconds, seconds, limit)
-    deadline = ENCODE_DEADLINE_SECONDS + ENCODE_DEADLINE_PER_SECOND * (600.0 if seconds is None else seconds)
+    deadline = ENCODE_DEADLINE_SECONDS + ENCODE_DEADLINE_PER_SECOND * seconds
     try:
         _, log = run_child(command, deadline_seconds=deadline)
     except ChildTimeout as error:
         raise VideoError("timeout", _without_path(str(error), path)) from error
+    except ChildKilled as error:
+        raise VideoError("killed", str(error)) from error
     except ChildError as error:
         raise VideoError("corrupt", _without_path(str(error), path)) from error
     content = output.read_bytes()
@@ -127,6 +140,10 @@ def encode_rgb(
         raise VideoError(
             "too-short",
             f"{frames} frames at {coding.frame_rate} fps from {start_seconds:g} s on, {MINIMUM_FRAMES} are needed",
+        )
+    if frames > MAXIMUM_CLIP_SECONDS * coding.frame_rate:
+        raise VideoError(
+            "too-long", f"longer than {MAXIMUM_CLIP_SECONDS:g} s: list stretches of it, with start and end"
         )
     # A line for each time that ffmpeg built its filters: an empty one first, again where the picture's size changes.
     counts = [[int(number) for number in line] for line in FPS_COUNTS.findall(log)]
@@ -142,8 +159,8 @@ def _encode_command(
     coding: RgbCoding,
     source: SourceVideo,
     start_seconds: float,
-    seconds: float | None,
-    frame_limit: int | None,
+    seconds: float,
+    frame_limit: int,
 ) -> list[str]:
     if coding.resize_kernel != "swscale-bilinear":
         raise ValueError(f"resize kernel {coding.resize_kernel!r} is unknown; there is 'swscale-bilinear'")
@@ -151,11 +168,9 @@ def _encode_command(
     # (AVI with B-frames does so at second 0), and a decoder that starts there shows grey with moving edges.
     seek_seconds = max(0.0, start_seconds - SEEK_MARGIN_SECONDS)
     lead_seconds = start_seconds - seek_seconds
-    times: dict[str, str] = {}
+    times = {"t": f"{lead_seconds + seconds:.6f}"}
     if seek_seconds:
         times["ss"] = f"{seek_seconds:.6f}"
-    if seconds is not None:
-        times["t"] = f"{lead_seconds + seconds:.6f}"
     side = coding.short_side
     stream = ffmpeg.input(_file_url(path), protocol_whitelist="file", format_whitelist=CONTAINERS, **times)["V:0"]
     if lead_seconds:
@@ -190,9 +205,8 @@ def _encode_command(
         "fflags": "+bitexact",
         "flags:v": "+bitexact",
         "movflags": "+faststart",
+        "frames:v": frame_limit,
     }
-    if frame_limit is not None:
-        options["frames:v"] = frame_limit
     stream = ffmpeg.output(stream, _file_url(output), **options)
     # "verbose" makes the fps filter say how many frames it dropped and duplicated.
     stream = stream.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", "verbose", "-filter_threads", "1")
@@ -225,16 +239,24 @@ def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "opencv", threads:
         VideoError: corrupt.
     """
     parameters: dict[str, Any] = dict(coding.parameters)
-    flow = tvl1(decode_luma(rgb), TVL1Params(**parameters), backend=backend, threads=threads)
+    frames = decode_luma(rgb)
+    pairs = len(frames) - 1
+
+    def fields() -> Iterator[np.ndarray]:
+        # A few at a time, so that the floats of a long clip are never all there at once.
+        for start in range(0, pairs, FLOW_PAIRS_AT_A_TIME):
+            some = frames[start : min(start + FLOW_PAIRS_AT_A_TIME, pairs) + 1]
+            yield from tvl1(some, TVL1Params(**parameters), backend=backend, threads=threads)
+
     content = encode_flow(
-        flow,
+        fields(),
         bound_pixels=coding.bound_pixels,
         crf=coding.crf,
         group_of_pictures=coding.group_of_pictures,
         preset=coding.preset,
         tune=coding.tune,
     )
-    return StoredFlow(content, len(flow), width=flow.shape[2], height=flow.shape[1])
+    return StoredFlow(content, pairs, width=frames.shape[2], height=frames.shape[1])
 
 
 def decode_luma(video: bytes) -> np.ndarray:
@@ -263,29 +285,35 @@ def decode_rgb(video: bytes) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video)])
 
 
-def _decode(video: bytes) -> list[av.VideoFrame]:
+def _decode(video: bytes) -> Iterator[av.VideoFrame]:
+    """The pictures of a stored video, one at a time; at least one."""
+    frames = 0
     try:
         with av.open(io.BytesIO(video), "r", format="mp4") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            frames = list(container.decode(stream))
+            for frame in container.decode(stream):
+                frames += 1
+                yield frame
     except (av.error.FFmpegError, IndexError) as error:
         raise VideoError("corrupt", f"stored video cannot be decoded: {error}") from error
     if not frames:
         raise VideoError("corrupt", "stored video holds no picture")
-    return frames
 
 
 def _stored_shape(content: bytes) -> tuple[int, int, int]:
     """Frames, height and width of a video just encoded, from its packets; zeros where ffmpeg wrote no picture."""
     if not content:
         return 0, 0, 0
-    with av.open(io.BytesIO(content), "r", format="mp4") as container:
-        if not container.streams.video:
-            return 0, 0, 0
-        stream = container.streams.video[0]
-        frames = sum(1 for packet in container.demux(stream) if packet.size)
-        return frames, stream.height, stream.width
+    try:
+        with av.open(io.BytesIO(content), "r", format="mp4") as container:
+            if not container.streams.video:
+                return 0, 0, 0
+            stream = container.streams.video[0]
+            frames = sum(1 for packet in container.demux(stream) if packet.size)
+            return frames, stream.height, stream.width
+    except av.error.FFmpegError as error:
+        raise RuntimeError(f"ffmpeg ended well and left a broken file of {len(content)} bytes: {error}") from error
 
 
 def _input_limits() -> list[str]:

@@ -43,9 +43,14 @@ def test_official_formats(tmp_path, text, label, split):
         ("x,--exec=rm_x1,0,10,val", "malformed id"),
         ("x,abcdefghijk,10,10,val", "start 10 is not before end 10"),
         ("x,abcdefghijk,20,10,val", "start 20 is not before end 10"),
-        ("x,abcdefghijk,-5,10,val", "start -5.0 is outside"),
-        ("x,abcdefghijk,nan,10,val", "start nan is outside"),
-        ("x,abcdefghijk,0,inf,val", "end inf is outside"),
+        ("x,abcdefghijk,-5,10,val", "time_start '-5' is no number"),
+        ("x,abcdefghijk,nan,10,val", "time_start 'nan' is no number"),
+        ("x,abcdefghijk,0,inf,val", "time_end 'inf' is no number"),
+        ("x,abcdefghijk,0,9999999,val", "end 9999999.0 is outside 0 to 999999 seconds"),
+        ("x,abcdefghijk,1_0,20,val", "time_start '1_0' is no number"),
+        (",abcdefghijk,0,10,val", "no label in a row of split 'val'"),
+        ("a\u00a0b,abcdefghijk,0,10,val", "label 'a\\xa0b'"),
+        ("a\x1b[31m,abcdefghijk,0,10,val", "label 'a\\x1b[31m'"),
         ("x,abcdefghijk,1.5,10,val", "start 1.5 is not a whole second"),
         ("x,abcdefghijk,ten,20,val", "time_start 'ten' is no number"),
         ("x,abcdefghijk,0,10,../val", "malformed split '../val'"),
@@ -100,8 +105,12 @@ def test_unreadable_lists(tmp_path, text, said):
 def test_binary_and_missing_lists(tmp_path):
     binary = tmp_path / "list.csv"
     binary.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ListError, match="cannot be read"):
+    with pytest.raises(ListError, match="belong to no known list"):
         read_lists([binary])
+    binary.write_bytes(K600.encode() + b"caf\xe9,AAAAAAAAAAA,0,10,val\nyoga,BBBBBBBBBBB,0,10,val\n")
+    listing = read_lists([binary])
+    assert [clip.label for clip in listing.clips] == ["yoga"]
+    assert "caf\\udce9" in listing.rejected[0].message
     with pytest.raises(ListError, match="cannot be read"):
         read_lists([tmp_path / "none.csv"])
     (tmp_path / "other").mkdir()
@@ -153,8 +162,20 @@ def test_folder_of_classes(tmp_path):
     assert {row.place for row in listing.rejected} == {
         "videos:loose.mp4",
         "videos:run/notes.txt",
-        "videos:run/deep/c.mp4",
+        "videos:run/deep",
     }
+
+
+def test_folders_of_classes_may_be_links_and_names_may_be_odd(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "a.mp4").touch()
+    (real / "caf\udce9\x1b.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "jump").symlink_to(real)
+    listing = read_lists([tmp_path / "videos"])
+    assert [clip.video for clip in listing.clips] == ["jump/a.mp4"]
+    assert [row.place for row in listing.rejected] == ["videos:jump/caf\\udce9\\x1b.mp4"]
 
 
 def test_keys_do_not_depend_on_the_machine():

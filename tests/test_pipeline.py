@@ -234,6 +234,52 @@ def test_the_next_run_does_only_what_is_missing(tmp_path, videos, good_list, mak
     prep("verify", tmp_path / "out", "--decode")
 
 
+def test_a_run_killed_just_before_the_root_is_published_by_the_next(tmp_path, videos, good_list):
+    """The same where the root was lost: what is published is never overwritten."""
+    output = tmp_path / "out"
+    run = ("run", "--source", videos, "--output", output, "--flow", "none", *RUN)
+    prep(*run, "--manifest", good_list)
+    root = (output / "index.json").read_bytes()
+    (output / "index.json").unlink()
+    assert "0 clips worked on" in prep(*run, "--manifest", good_list)
+    assert (output / "index.json").read_bytes() == root
+
+    (output / "index.json").unlink()
+    other = tmp_path / "other.csv"
+    other.write_text(HEADER + "yoga,AAAAAAAAAAA,0,2,val\n")
+    prep(*run, "--manifest", other)
+    assert read_snapshot(output).name == "0002"
+    assert "5 samples, 5 decoded, 0 problems" in prep("verify", output, "--decode")
+
+
+def test_files_of_others_stay(tmp_path, videos, good_list):
+    output = tmp_path / "out"
+    foreign = [output / name for name in (".mine.partial", "shards/val/mine.tar", "project/.a.0123abcd.partial")]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    prep("run", "--manifest", good_list, "--source", videos, "--output", output, "--flow", "none", *RUN)
+    assert all(path.exists() for path in foreign)
+
+
+def test_several_lists_behind_one_option(tmp_path, videos, good_list):
+    other = tmp_path / "other.csv"
+    other.write_text(HEADER + "yoga,AAAAAAAAAAA,0,2,val\nyoga,bad,0,2,val\n")
+    run = ("run", "--manifest", good_list, other, "--source", videos, "--output", tmp_path / "out", "--flow", "none")
+    assert "6 rows listed, 1 rejected" in prep(*run, *RUN)
+    other.write_text(HEADER + "yoga,AAAAAAAAAAA,0,2,val\n")
+    prep(*run, *RUN)
+    assert counts(tmp_path / "out")["failed"] == {}  # the mended row's failure has gone
+
+
+@pytest.mark.parametrize("content", ["garbage\n", "{}\n", "[]\n"])
+def test_a_damaged_ledger_is_named(tmp_path, content):
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "outcomes.jsonl").write_text(content)
+    for name in ("status", "report"):
+        assert "outcomes.jsonl:1" in prep(name, tmp_path, status=1)
+
+
 def test_another_specification_is_refused(tmp_path, videos, good_list):
     run = ("run", "--manifest", good_list, "--source", videos, "--output", tmp_path / "out", "--flow", "none")
     prep(*run, "--short-side", 32)
@@ -255,13 +301,15 @@ def test_one_run_at_a_time(tmp_path, videos, good_list):
 
 def test_through_yt_dlp(tmp_path, videos, serve):
     listed = tmp_path / "val.csv"
-    ids = ["AAAAAAAAAAA", "-BBBBBBBBBB", "EEEEEEEEEEE", "HHHHHHHHHHH", "MMMMMMMMMMM"]
+    ids = ["AAAAAAAAAAA", "-BBBBBBBBBB", "EEEEEEEEEEE", "HHHHHHHHHHH", "MMMMMMMMMMM", "PPPPPPPPPPP"]
     listed.write_text(HEADER + "".join(f"yoga,{name},0,1,val\n" for name in ids))
     site = tmp_path / "site"
     site.mkdir()
     for path in videos.iterdir():
         (site / path.stem).symlink_to(path)
         (site / f"{path.stem}.mp4").symlink_to(path)
+    # A page with another video in it: what it shows must not go under the clip's label.
+    (site / "PPPPPPPPPPP.mp4").write_text('<html><body><video src="/AAAAAAAAAAA.mp4"></video></body></html>')
     source = serve(site) + "/{youtube_id}.mp4"
     output = tmp_path / "out"
     prep("run", "--manifest", listed, "--source", source, "--output", output, "--flow", "none", *RUN)
@@ -272,6 +320,7 @@ def test_through_yt_dlp(tmp_path, videos, serve):
         "EEEEEEEEEEE": "empty-file",
         "HHHHHHHHHHH": "not-a-video",
         "MMMMMMMMMMM": "missing",
+        "PPPPPPPPPPP": "not-a-video",
     }
     assert "HTTP Error 404" in entries["MMMMMMMMMMM_000000_000001"]["message"]
     local = tmp_path / "local"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.process import ChildError, ChildTimeout, run_child
+from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 
 
 def alive(pid):
@@ -50,6 +50,18 @@ def test_the_deadline_kills_all_that_the_child_started():
             break
         time.sleep(0.05)
     assert not alive(grandchild)
+
+
+def test_a_full_disk_is_not_the_inputs_fault():
+    """Whatever the status: some tools say that the disk is full and end well."""
+    for status in (0, 1):
+        with pytest.raises(OSError, match="No space left on device"):
+            run_child(["sh", "-c", f"echo 'av_write: No space left on device' >&2; exit {status}"], deadline_seconds=10)
+
+
+def test_killed_by_somebody():
+    with pytest.raises(ChildKilled, match="sh killed by SIGKILL"):
+        run_child(["sh", "-c", "kill -KILL $$"], deadline_seconds=10)
 
 
 def test_no_such_program():

@@ -96,6 +96,19 @@ def test_finished_clips_of_another_label_are_not_taken(tmp_path):
     assert finished.read(file_clip("b.mp4", "x"), complete=True) is None
 
 
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
+def test_damaged_finished_clips_are_made_again(tmp_path, damage):
+    finished = FinishedClips.of(tmp_path, SPECIFICATION)
+    clip = file_clip("a.mp4", "x")
+    finished.write(clip, members(clip.key), complete=True)
+    (path,) = finished.folder.iterdir()
+    content = path.read_bytes()
+    damaged = {"cut": content[:600], "flip": content.replace(b"aaa", b"aba"), "empty": b"", "other": b"x" * 9000}
+    path.write_bytes(damaged[damage])
+    assert finished.read(clip, complete=True) is None
+    assert not path.exists()
+
+
 def tar_of(*entries):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -150,6 +163,20 @@ GOOD = [("k.rgb.mp4", b"aaa"), ("k.json", metadata("k")), ("k.cls", b"0")]
 def test_hostile_shards(entries, said):
     with pytest.raises(FormatError, match=said):
         index_tar(tar_of(*entries), "shard.tar")
+
+
+def test_a_sparse_member_that_claims_to_be_huge():
+    """GNU's old sparse header: a short file that says it holds 2^62 zeros."""
+    entry = tarfile.TarInfo("k.rgb.mp4")
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = b"S"
+    header[124:136] = b"%011o\0" % 0
+    header[386:410] = b"%011o\0%011o\0" % (0, 0)
+    header[483:495] = b"\x80" + b"\0" * 3 + (2**62).to_bytes(8, "big")
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(FormatError, match=r"shard\.tar"):
+        index_tar(io.BytesIO(bytes(header) + bytes(10240 - 512)), "shard.tar")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 700, 1500, 2600, 3500])

@@ -171,6 +171,26 @@ def test_what_is_no_video(tmp_path, content, reason):
     assert str(tmp_path) not in caught.value.message
 
 
+def test_the_longest_cut_that_a_list_can_ask_for(tmp_path, make_video):
+    path = make_video(tmp_path / "in.mp4", seconds=1)
+    assert encode(path, tmp_path, 0.0, 999_999.0).frames == 25
+
+
+def test_pictures_of_an_impossible_shape(tmp_path, make_video):
+    path = make_video(tmp_path / "in.mkv", "-c:v", "ffv1", size="2000x2", seconds=1)
+    with pytest.raises(VideoError, match=r"odd-shape: in\.mkv: 2000x2"):
+        encode(path, tmp_path)
+
+
+def test_clips_that_are_too_long(tmp_path, make_video, monkeypatch):
+    monkeypatch.setattr("pipeline.video.MAXIMUM_CLIP_SECONDS", 2.0)
+    path = make_video(tmp_path / "in.mp4", seconds=4)
+    assert encode(path, tmp_path, 1.0, 3.0).frames == 50
+    for end in (None, 3.5):
+        with pytest.raises(VideoError, match="too-long: longer than 2 s"):
+            encode(path, tmp_path, 1.0, end)
+
+
 def test_no_video_stream(tmp_path):
     path = tmp_path / "in.mp4"
     source = "sine=frequency=440:duration=1"

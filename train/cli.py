@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 
+from manifests.clip import printable
 from manifests.files import write_file
 from manifests.sample import FormatError
 from model import CheckpointError
@@ -44,7 +45,7 @@ def evaluate_command(
         results = list(track(evaluate(samples, streams), "clips", total=len(samples), console=console, transient=True))
         found = summary(results, samples, streams)
         if json_file is not None:
-            write_file(json_file, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+            write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     except (FormatError, CheckpointError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_summary(found)
@@ -68,7 +69,8 @@ def predict_command(
     try:
         found = predict(video, load_streams(rgb, flow), start, end, top)
     except (VideoError, CheckpointError, ValueError) as error:
-        raise click.ClickException(f"{video}: {error}" if isinstance(error, VideoError) else str(error)) from error
+        message = "\n".join(printable(str(error)).splitlines()[-3:])
+        raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
@@ -79,7 +81,8 @@ def predict_command(
 def _print_summary(found: dict[str, Any]) -> None:
     for clip in found["clips"]:
         best = clip["top5"][0]
-        click.echo(f"{clip['key']}  {best['probability']:.3f} {best['label']}  (label: {clip['label'] or 'none'})")
+        label = printable(clip["label"] or "none")
+        click.echo(f"{clip['key']}  {best['probability']:.3f} {best['label']}  (label: {label})")
     for name, shares in [*found["streams"].items(), ("together", found)]:
         if shares["top1"] is not None:
             click.echo(f"{name:<9} top-1 {shares['top1']:.4f}  top-5 {shares['top5']:.4f}")

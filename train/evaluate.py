@@ -16,6 +16,7 @@ from train.decode import flow_input, rgb_input
 from train.stream import Samples, read_json
 
 TOP = 5
+NUMBERED = "numbers"  # name of the class list of a network whose labels nobody knows
 MEMBER_OF = {"rgb": RGB, "flow": FLOW}
 INPUT_OF = {"rgb": rgb_input, "flow": flow_input}
 
@@ -87,8 +88,11 @@ def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) ->
             pairs = zip(classes.labels, checkpoint.classes, strict=True)
             place, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
             raise CheckpointError(f"{path}: class {place} is {theirs!r} there and {ours!r} in {classes.name}")
-        return classes or ClassList("checkpoint", checkpoint.classes)
-    by_number = ClassList("numbers", tuple(f"class {i}" for i in range(checkpoint.num_classes)))
+        try:
+            return classes or ClassList("checkpoint", checkpoint.classes)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    by_number = ClassList(NUMBERED, tuple(f"class {i}" for i in range(checkpoint.num_classes)))
     return classes or published_of_size(checkpoint.num_classes) or by_number
 
 
@@ -101,13 +105,22 @@ def evaluate(samples: Samples, streams: Streams) -> Iterator[ClipResult]:
     for sample in samples:
         members = sample.read()
         metadata = read_json(members)
+        name = f"{sample.shard}: sample {sample.key}"
         for stream in streams.networks:
             if MEMBER_OF[stream] not in members:
-                raise FormatError(f"{sample.shard}: sample {sample.key} has no {stream}: prepared with --flow none?")
+                raise FormatError(f"{name} has no {stream}: prepared with --flow none?")
+        index, labels = metadata["class_index"], streams.classes.labels
+        fits = index is None or (
+            index < len(labels) and (streams.classes.name == NUMBERED or metadata["label"] == labels[index])
+        )
+        if not fits:
+            raise FormatError(
+                f"{name}: class {index} with label {metadata['label']!r} is not in {streams.classes.name}"
+            )
         try:
             logits = stream_logits(members, streams)
         except (VideoError, ValueError) as error:
-            raise FormatError(f"{sample.shard}: sample {sample.key}: {error}") from error
+            raise FormatError(f"{name}: {error}") from error
         yield ClipResult(sample.key, metadata["label"], metadata["class_index"], logits)
 
 

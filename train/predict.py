@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from manifests.clip import check_times
 from manifests.sample import FLOW, RGB, RgbCoding
 from pipeline.video import default_flow_coding, encode_rgb, flow_of
 from train.evaluate import Streams, stream_logits, sum_of_streams, top_classes
@@ -25,8 +26,7 @@ def predict(
         VideoError: the file is missing, no video, too short, …
         ValueError: times out of order.
     """
-    if start_seconds < 0 or (end_seconds is not None and end_seconds <= start_seconds):
-        raise ValueError(f"start {start_seconds:g} is not before end {end_seconds}")
+    check_times(start_seconds, end_seconds)
     with tempfile.TemporaryDirectory() as folder:
         rgb = encode_rgb(video, Path(folder) / RGB, RgbCoding(), start_seconds, end_seconds)
     members = {RGB: rgb.content}

@@ -89,7 +89,10 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
-    paths = sorted({path for name in braceexpand.braceexpand(names) for path in _glob(name)})
+    try:
+        paths = sorted({path for name in braceexpand.braceexpand(names) for path in _glob(name)})
+    except ValueError as error:  # unbalanced braces
+        raise FormatError(f"{names}: {error}") from error
     samples: list[Sample] = []
     class_lists: set[tuple[str, str]] = set()
     for path in map(Path, paths):
