@@ -34,7 +34,7 @@ demo: install
 	$(BIN)/python -m tests.demo --output $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: install
 	$(BIN)/python -m pytest
