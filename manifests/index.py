@@ -307,6 +307,9 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
     if not SNAPSHOT_NAME.fullmatch(name):
         raise FormatError(f"{folder}: {name!r} is no snapshot's name, such as 0001")
     path = folder / "snapshots" / name / "snapshot.json"
+    if not path.exists():
+        there = ", ".join(sorted(file.parent.name for file in folder.glob("snapshots/*/snapshot.json")))
+        raise FormatError(f"{folder}: no snapshot {name}; there are {there or 'none'}")
     value = _read_json(path)
     if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise FormatError(f"{path}: not the bytes that {ROOT} names (checksum {sha256})")

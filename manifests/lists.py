@@ -23,6 +23,7 @@ VIDEO_SUFFIXES = frozenset(
         *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
     )
 )
+OWN_CLASSES = "own"  # name of a class list that was made of a list's own labels
 SPLIT_NAMES = {"validate": "val", "validation": "val", "valid": "val"}
 
 
@@ -106,6 +107,8 @@ def reject_unknown_labels(listing: Listing, classes: ClassList) -> Listing:
             continue
         others = published_with([clip.label])
         hint = f"; it is one of {' and '.join(others)}: pass --classes" if others else ""
+        if classes.name == OWN_CLASSES:
+            hint = "; a dataset's class list is fixed by its first run: start another, or one with --classes FILE"
         message = f"label {clip.label!r} is not among the {len(classes.labels)} classes of {classes.name}{hint}"
         place = listing.places[clip.key]
         known.rejected.append(Rejected(place.split(":", 1)[0], place, "unknown-label", message))

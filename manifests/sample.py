@@ -99,6 +99,10 @@ def specification_from_json(value: dict[str, Any]) -> Specification:
         raise FormatError(f"not a specification of format version {FORMAT_VERSION}: {error}") from error
 
 
+def _brief(value: Any) -> str:
+    return str(value.get("variant", "other")) if isinstance(value, dict) else repr(value)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """The fields in which two specifications (as JSON) differ, as `name: old → new`."""
     found = []
@@ -107,5 +111,5 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            found.append(f"{prefix}{name}: {before!r} → {after!r}")
+            found.append(f"{prefix}{name}: {_brief(before)} → {_brief(after)}")
     return found

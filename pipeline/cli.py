@@ -13,12 +13,13 @@ import click
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.clip import printable
+from manifests.index import read_snapshot
 from manifests.lists import ListError
 from manifests.sample import FormatError
 from pipeline import turns
 from pipeline.fetch import parse_source
 from pipeline.lease import LeaseHeld
-from pipeline.ledger import read_ledger, totals
+from pipeline.ledger import LEDGER, read_ledger, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
@@ -29,6 +30,7 @@ DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
 IN_PROCESS = "FnApiRunner"
 
+FLOW_HELP = "What computes TV-L1; none for RGB only."
 DECODE_ALL = -1  # what `--decode` without a number stands for
 
 
@@ -57,13 +59,13 @@ def main() -> None:
     "--source",
     default="youtube",
     show_default=True,
-    help="A folder with <youtube_id>.<ext>, a URL with {youtube_id}, or youtube.",
+    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube.",
 )
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
+@click.option("--flow", type=click.Choice(["opencv", "none"]), default="opencv", show_default=True, help=FLOW_HELP)
 @click.option(
-    "--flow", type=click.Choice(["opencv", "none"]), default="opencv", show_default=True, help="TV-L1 backend."
+    "--short-side", type=int, default=256, show_default=True, help="Stored short side in pixels, even, 32 to 1080."
 )
-@click.option("--short-side", type=int, default=256, show_default=True, help="Stored short side in pixels.")
 @click.option(
     "--classes",
     help="kinetics400, kinetics600, or a file with one label a line. By default kinetics400, "
@@ -107,6 +109,11 @@ def run_command(
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        # Beam's threads do not stop for it, and an interpreter that shuts down under them aborts. Nothing needs them:
+        # children die with us, the lease is the kernel's, finished clips are on disk.
+        click.echo("\nStopped. What is finished is kept: run the same command again to go on.", err=True)
+        os._exit(130)
     except RuntimeError as error:
         # Beam wraps what a step raised and names the step in the last line of a long traceback.
         traceback.print_exc()
@@ -125,7 +132,10 @@ def run_command(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
         f"{len(plan.clips)} clips worked on"
     )
+    click.echo("The dataset so far:")
     _print_totals(output)
+    if read_snapshot(output) is None:
+        raise click.ClickException("no clip came out well, nothing is published")
 
 
 @main.command("status", short_help="Count what became of the listed clips.")
@@ -137,6 +147,8 @@ def status_command(dataset: Path, as_json: bool) -> None:
     Example: kinetics-prep status k400 --json
     """
     try:
+        if not (dataset / LEDGER).exists():
+            raise FormatError(f"{dataset}: no ledger, no run has ended there yet")
         if as_json:
             click.echo(json.dumps(totals(read_ledger(dataset).values()), indent=1))
         else:
@@ -187,6 +199,8 @@ def preview_command(dataset: Path, key: str, output: Path) -> None:
 
     Example: kinetics-prep preview k400 -o clip.png -- -abcdefghij_000010_000020
     """
+    if output.suffix.lower() != ".png":
+        raise click.UsageError(f"{output}: only .png is written")
     try:
         output.write_bytes(png(preview(read_sample(dataset, key))))
     except (FormatError, VideoError, OSError) as error:

@@ -96,8 +96,8 @@ def _existing(folder: Path, names: list[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    wanted = names[0] if len(names) == 1 else f"{Path(names[0]).stem}.<{', '.join(sorted(VIDEO_SUFFIXES))}>"
-    raise VideoError("missing", f"no file {wanted} in the source folder")
+    wanted = names[0] if len(names) == 1 else f"{Path(names[0]).stem}.*"
+    raise VideoError("missing", f"no video file {wanted} in the source folder")
 
 
 def _download(url: str, files_only: bool, scratch: Path, short_side: int) -> Path:

@@ -26,7 +26,7 @@ def read_sample(folder: Path, key: str) -> dict[str, bytes]:
             if record["key"].decode() == key:
                 with (folder / shard.path).open("rb") as file:
                     return read_members(file, record)
-    raise FormatError(f"{folder}: no published sample has the key {key!r}")
+    raise FormatError(f"{folder}: no published sample has the key {key!r}; all keys stand in ledger/outcomes.jsonl")
 
 
 def preview(members: dict[str, bytes], columns: int = COLUMNS) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import base64
 from collections import Counter
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def report_page(folder: Path) -> str:
     sections = [_cards(counts, snapshot), _failures(entries, counts)]
     if snapshot is not None:
         sections += [_classes(entries), _pictures(folder, snapshot), _specification(snapshot)]
-    title = escape(f"Dataset {folder.resolve().name}")
+    title = escape("/".join(folder.resolve().parts[-2:]))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -68,7 +69,7 @@ def _cards(counts: dict[str, Any], snapshot: Snapshot | None) -> str:
     cards = {"listed": counts["listed"], "ok": counts["ok"], "failed": sum(counts["failed"].values())}
     if snapshot is not None:
         size = sum(shard.bytes for shard in snapshot.shards)
-        cards |= {"shards": len(snapshot.shards), "MB": f"{size / 1e6:.1f}", "snapshot": snapshot.name}
+        cards |= {"shards": len(snapshot.shards), "MB": f"{size / 1e6:.2g}", "snapshot": snapshot.name}
     items = "".join(f"<li><b>{escape(str(value))}</b>{name}</li>" for name, value in cards.items())
     return f'<ul class="cards">{items}</ul>'
 
@@ -110,7 +111,13 @@ def _classes(entries: dict[str, Any]) -> str:
 
 def _pictures(folder: Path, snapshot: Snapshot) -> str:
     records = [(shard, record) for shard in snapshot.shards for record in read_index(folder, shard)]
-    chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, PICTURES).round().astype(int))]
+    # One of each class before a second of any.
+    seen: Counter[int] = Counter()
+    turns = []
+    for shard, record in records:
+        turns.append((seen[int(record["class_index"])], shard, record))
+        seen[int(record["class_index"])] += 1
+    chosen = [(shard, record) for _, shard, record in sorted(turns, key=lambda turn: turn[0])[:PICTURES]]
     figures = []
     for shard, record in chosen:
         with (folder / shard.path).open("rb") as file:
@@ -136,9 +143,19 @@ def _pictures(folder: Path, snapshot: Snapshot) -> str:
 
 def _specification(snapshot: Snapshot) -> str:
     text = escape(snapshot.specification.name)
-    values = {**snapshot.specification.to_json()}
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in values.items())
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
+        for name, value in _flat(snapshot.specification.to_json())
+    )
     return f'<h2>Specification {text}</h2><div class="wide"><table>{rows}</table></div>'
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, "none" if value is None else str(value)
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
 from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.index import ROOT, Snapshot, published_keys, read_snapshot, root_json
-from manifests.lists import Listing, read_lists, reject_unknown_labels
+from manifests.lists import OWN_CLASSES, Listing, read_lists, reject_unknown_labels
 from manifests.sample import RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source
 from pipeline.lease import lease
@@ -61,13 +61,17 @@ def run(
         SpecificationChanged: the output holds a dataset of another specification.
     """
     output = output.resolve()
+    _check_short_side(short_side)
+    if classes is not None:
+        read_classes(classes)  # before anything is made
     with lease(output):
         adopt_unfinished_snapshot(output)
         plan = make_plan(manifests, source, output, flow=flow, short_side=short_side, classes=classes)
         _clean(output)
         record_rejected(output, plan.listing)
-        with shown_progress(len(plan.clips)), beam.Pipeline(options=options) as pipeline:
-            prepare(pipeline, plan.clips, plan.job)
+        if plan.clips:
+            with shown_progress(len(plan.clips)), beam.Pipeline(options=options) as pipeline:
+                prepare(pipeline, plan.clips, plan.job)
         shutil.rmtree(plan.job.scratch, ignore_errors=True)
     return plan
 
@@ -82,10 +86,7 @@ def make_plan(
     classes: str | None = None,
 ) -> Plan:
     """Read the lists and say what a run will do; nothing is written. Raises as `run` does, but for the lease."""
-    if short_side not in SHORT_SIDES:
-        raise ValueError(
-            f"short side {short_side}: must be an even number of pixels from {SHORT_SIDES[0]} to {SHORT_SIDES[-1]}"
-        )
+    _check_short_side(short_side)
     snapshot = read_snapshot(output)
     listing = read_lists(manifests, Path(source.folder) if isinstance(source, FolderSource) else None)
     class_list = _class_list(listing, classes, snapshot)
@@ -105,6 +106,13 @@ def make_plan(
     return Plan(listing, clips, job)
 
 
+def _check_short_side(short_side: int) -> None:
+    if short_side not in SHORT_SIDES:
+        raise ValueError(
+            f"short side {short_side}: must be an even number of pixels from {SHORT_SIDES[0]} to {SHORT_SIDES[-1]}"
+        )
+
+
 def _class_list(listing: Listing, classes: str | None, snapshot: Snapshot | None) -> ClassList:
     """The list asked for, else the dataset's, else Kinetics' for its lists and the labels for lists of one's own."""
     if classes is not None:
@@ -116,7 +124,7 @@ def _class_list(listing: Listing, classes: str | None, snapshot: Snapshot | None
         return read_classes(KINETICS_CLASSES)
     if any(clip.origin != "file" for clip in listing.clips):
         raise ValueError("lists of Kinetics and lists of one's own together: say with --classes whose classes count")
-    return ClassList("own", tuple(own_labels))
+    return ClassList(OWN_CLASSES, tuple(own_labels))
 
 
 def _require_same_specification(snapshot: Snapshot, specification: Specification, output: Path) -> None:

@@ -173,6 +173,7 @@ def test_preview_and_report(dataset, tmp_path):
 
     assert cv2.imread(str(picture)).shape == (64, 6 * 42, 3)
     assert "no published sample" in prep("preview", dataset, "nothing", "-o", picture, status=1)
+    assert "only .png" in prep("preview", dataset, "nothing", "-o", tmp_path / "clip.jpg", status=2)
     prep("report", dataset)
     page = (dataset / "report.html").read_text()
     assert page.count("<figure>") == 5
@@ -345,7 +346,15 @@ def test_bad_arguments(tmp_path, good_list, videos, arguments, said):
     run = ("run", "--manifest", good_list, "--source", videos, "--output", tmp_path / "out")
     output = CliRunner().invoke(main, [str(argument) for argument in (*run, *arguments)]).output
     assert said in output
-    assert not (tmp_path / "out" / "index.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_any_good_clip_fails(tmp_path, videos):
+    listed = tmp_path / "val.csv"
+    listed.write_text(HEADER + "yoga,MMMMMMMMMMM,0,1,val\n")
+    run = ("run", "--manifest", listed, "--source", videos, "--output", tmp_path / "out", "--flow", "none", *RUN)
+    assert "no clip came out well" in prep(*run, status=1)
+    assert counts(tmp_path / "out") == {"listed": 1, "ok": 0, "failed": {"missing": 1}}
 
 
 def test_clips_of_ones_own(tmp_path, make_video):
@@ -388,7 +397,7 @@ def test_verify_names_what_differs(tmp_path, videos, good_list, damage):
 
 
 def test_status_of_nothing(tmp_path):
-    assert counts(tmp_path) == {"listed": 0, "ok": 0, "failed": {}}
+    assert "no run has ended there yet" in prep("status", tmp_path, status=1)
     assert "nothing is published" in prep("verify", tmp_path, status=1)
 
 

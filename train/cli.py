@@ -83,7 +83,8 @@ def _print_summary(found: dict[str, Any]) -> None:
         best = clip["top5"][0]
         label = printable(clip["label"] or "none")
         click.echo(f"{clip['key']}  {best['probability']:.3f} {best['label']}  (label: {label})")
-    for name, shares in [*found["streams"].items(), ("together", found)]:
+    together = [("together", found)] if len(found["streams"]) > 1 else []
+    for name, shares in [*found["streams"].items(), *together]:
         if shares["top1"] is not None:
             click.echo(f"{name:<9} top-1 {shares['top1']:.4f}  top-5 {shares['top5']:.4f}")
     click.echo(f"{len(found['clips'])} clips, {found['clips_labelled']} with a label")

@@ -81,7 +81,7 @@ def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) ->
     if classes is not None and len(classes.labels) != checkpoint.num_classes:
         raise CheckpointError(
             f"{path}: a network of {checkpoint.num_classes} classes, "
-            f"where {len(classes.labels)} ({classes.name}) are wanted"
+            f"where {len(classes.labels)} ({classes.name}) are wanted: was the data prepared with another --classes?"
         )
     if checkpoint.classes is not None:
         if classes is not None and classes.labels != checkpoint.classes:
