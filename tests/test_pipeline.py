@@ -182,7 +182,7 @@ def test_preview_and_report(dataset, tmp_path):
 
 
 def test_names_from_lists_are_escaped_in_the_report(tmp_path, make_video):
-    folder = tmp_path / "videos" / "<script>alert(1)</script>"[:-9].replace("/", "")
+    folder = tmp_path / "videos" / "<script>alert(1)"
     folder.mkdir(parents=True)
     make_video(folder / "a.mp4", seconds=1)
     prep("run", "--manifest", folder.parent, "--output", tmp_path / "out", "--flow", "none", *RUN)
