@@ -8,6 +8,7 @@ picture = colour_code(flow[0])            # [H, W, 3] uint8
 from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
 from flow.colour import colour_code, colour_legend
 from flow.estimate import tvl1
+from flow.frames import decode_frames
 from flow.opencv import TVL1Params
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "colour_code",
     "colour_legend",
     "decode_flow_codes",
+    "decode_frames",
     "dequantise",
     "encode_flow",
     "quantise",

@@ -12,6 +12,8 @@ from itertools import chain
 import av
 import numpy as np
 
+from flow.frames import decode_frames
+
 ZERO_CODE = 128
 LARGEST_CODE = 255
 FULL_RANGE = av.video.reformatter.ColorRange.JPEG
@@ -102,29 +104,21 @@ def encode_flow(
     return buffer.getvalue()
 
 
-def decode_flow_codes(video: bytes) -> np.ndarray:
-    """The codes of a stored flow video: [N, H, W, 2] uint8.
+def decode_flow_codes(video: bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The codes of pictures [start, stop) of a stored flow video, by default of all: [N, H, W, 2] uint8.
 
     Raises:
-        ValueError: not a grey full-range video of x over y.
+        ValueError: not a grey full-range video of x over y, damaged, or over before `stop`.
     """
     pictures = []
-    try:
-        with av.open(io.BytesIO(video), "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            for frame in container.decode(stream):
-                if frame.color_range != FULL_RANGE or frame.height % 2:
-                    raise ValueError(
-                        f"flow video of {frame.format.name}, range {frame.color_range}, height {frame.height}: "
-                        "want x over y, full range"
-                    )
-                # Plane 0 as it is: FFmpeg's decoder shows 4:0:0 as 4:2:0 with empty chroma.
-                plane = frame.planes[0]
-                luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
-                pictures.append(luma.reshape(2, frame.height // 2, frame.width).copy())
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"flow video cannot be decoded: {error}") from error
-    if not pictures:
-        raise ValueError("flow video holds no picture")
+    for frame in decode_frames(video, start, stop):
+        if frame.color_range != FULL_RANGE or frame.height % 2:
+            raise ValueError(
+                f"flow video of {frame.format.name}, range {frame.color_range}, height {frame.height}: "
+                "want x over y, full range"
+            )
+        # Plane 0 as it is: FFmpeg's decoder shows 4:0:0 as 4:2:0 with empty chroma.
+        plane = frame.planes[0]
+        luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
+        pictures.append(luma.reshape(2, frame.height // 2, frame.width).copy())
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 2, 3, 1))

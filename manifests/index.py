@@ -12,7 +12,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -349,15 +349,15 @@ def read_index(folder: Path, shard: Shard) -> np.ndarray:
     return records
 
 
-def read_members(shard: BinaryIO, record: np.void) -> dict[str, bytes]:
-    """The members of one sample (`MEMBERS`, those that it has), read from its shard by their offsets.
+def read_members(shard: BinaryIO, record: np.void, wanted: Sequence[str] = MEMBERS) -> dict[str, bytes]:
+    """Those of the `wanted` members that a sample has, read from its shard by their offsets.
 
     Raises:
         FormatError: the shard ends before the sample does, or holds other bytes than its index says.
     """
     members = {}
     key = record["key"].decode("ascii")
-    for member in MEMBERS:
+    for member in wanted:
         stem = member.split(".")[0]
         length = int(record[f"{stem}_length"])
         if length:

@@ -6,9 +6,9 @@ checkpoint is a `CheckpointError`.
 """
 
 from model.checkpoint_names import Format, match_names
-from model.i3d import I3D, TemporalPadding, check_range
+from model.i3d import I3D, OffsetBatchNorm, TemporalPadding, check_range
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
-from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, save_run
+from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, load_training, save_run
 
 __all__ = [
     "I3D",
@@ -16,12 +16,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Format",
+    "OffsetBatchNorm",
     "Stream",
     "TemporalPadding",
     "check_range",
     "list_variables",
     "load_checkpoint",
     "load_i3d",
+    "load_training",
     "match_names",
     "read_checkpoint",
     "save_run",

@@ -242,13 +242,13 @@ class OffsetBatchNorm(nn.Module):
     """
 
     EPSILON = 1e-3
-    MOMENTUM = 1e-3
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.momentum = 1e-3
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -262,7 +262,7 @@ class OffsetBatchNorm(nn.Module):
             None,
             self.bias,
             self.training,
-            self.MOMENTUM,
+            self.momentum,
             self.EPSILON,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -111,7 +111,13 @@ def load_i3d(path: str | os.PathLike[str], stream: Stream | None = None) -> I3D:
     return load_checkpoint(path, stream).network()
 
 
-def save_run(path: str | os.PathLike[str], model: I3D, stream: Stream, classes: Sequence[str] | None) -> None:
+def save_run(
+    path: str | os.PathLike[str],
+    model: I3D,
+    stream: Stream,
+    classes: Sequence[str] | None,
+    training: Mapping[str, object] | None = None,
+) -> None:
     """Writes a trained network to a file that `load_checkpoint` reads back.
 
     The file appears under its name only once it is complete and on disk. Equal weights give equal bytes.
@@ -121,6 +127,7 @@ def save_run(path: str | os.PathLike[str], model: I3D, stream: Stream, classes: 
         model: the network, not wrapped for parallel training.
         stream: what its input is.
         classes: the classes' names in the order of the logits, or None if they have none.
+        training: what a trainer needs to go on from here, tensors and plain values; `load_training` gives it back.
 
     Raises:
         ValueError: if stream or classes contradict the model.
@@ -142,6 +149,8 @@ def save_run(path: str | os.PathLike[str], model: I3D, stream: Stream, classes: 
         # Copies, because torch saves the whole memory that a tensor is a part of.
         "model": {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()},
     }
+    if training is not None:
+        content["training"] = dict(training)
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -157,6 +166,24 @@ def save_run(path: str | os.PathLike[str], model: I3D, stream: Stream, classes: 
         os.fsync(directory)  # or a power cut could undo the renaming
     finally:
         os.close(directory)
+
+
+def load_training(path: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
+    """Reads a run's file with the state of its training.
+
+    Returns:
+        The network, and what `save_run` was given as `training`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; if the file is no run's or has no such state.
+    """
+    path = Path(path)
+    with _named_in_errors(path):
+        content = _torch_content(path)
+        training = content.get("training")
+        if "format" not in content or not isinstance(training, dict):
+            raise CheckpointError("not the state of a training")
+        return _load_run(path, content), training
 
 
 @contextmanager
@@ -197,14 +224,9 @@ def _released_tensor(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
 
 
 def _load_torch(file: Path) -> Checkpoint:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise CheckpointError(
-            f"not a file of plain tensors as torch.save writes them, or damaged ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"holds a {type(content).__name__}, not a state dict")
+    content = _torch_content(file)
+    if "training" in content:
+        raise CheckpointError("holds a training to resume, whose statistics are not measured; use model.pt or best.pt")
     if "format" in content:
         return _load_run(file, content)
 
@@ -223,6 +245,18 @@ def _load_torch(file: Path) -> Checkpoint:
     names = match_names(inner, port)
     stream, num_classes, tensors = _take_tensors(names, inner)
     return Checkpoint(_finite(_fold_scales(tensors)), stream, num_classes, port, _sha256([file]))
+
+
+def _torch_content(file: Path) -> dict[Any, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise CheckpointError(
+            f"not a file of plain tensors as torch.save writes them, or damaged ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"holds a {type(content).__name__}, not a state dict")
+    return content
 
 
 def _load_run(file: Path, content: Mapping[str, object]) -> Checkpoint:

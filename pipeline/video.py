@@ -17,7 +17,7 @@ import av
 import ffmpeg
 import numpy as np
 
-from flow import TVL1Params, encode_flow, tvl1
+from flow import TVL1Params, decode_frames, encode_flow, tvl1
 from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 
@@ -276,29 +276,20 @@ def decode_luma(video: bytes) -> np.ndarray:
     return np.stack(pictures)
 
 
-def decode_rgb(video: bytes) -> np.ndarray:
-    """Pictures of a stored RGB video: [T, H, W, 3] uint8.
+def decode_rgb(video: bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Pictures [start, stop) of a stored RGB video, by default all: [T, H, W, 3] uint8.
 
     Raises:
         VideoError: corrupt.
     """
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video)])
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video, start, stop)])
 
 
-def _decode(video: bytes) -> Iterator[av.VideoFrame]:
-    """The pictures of a stored video, one at a time; at least one."""
-    frames = 0
+def _decode(video: bytes, start: int = 0, stop: int | None = None) -> Iterator[av.VideoFrame]:
     try:
-        with av.open(io.BytesIO(video), "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            for frame in container.decode(stream):
-                frames += 1
-                yield frame
-    except (av.error.FFmpegError, IndexError) as error:
-        raise VideoError("corrupt", f"stored video cannot be decoded: {error}") from error
-    if not frames:
-        raise VideoError("corrupt", "stored video holds no picture")
+        yield from decode_frames(video, start, stop)
+    except ValueError as error:
+        raise VideoError("corrupt", f"stored {error}") from error
 
 
 def _stored_shape(content: bytes) -> tuple[int, int, int]:

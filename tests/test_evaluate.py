@@ -12,7 +12,7 @@ from model import I3D, load_i3d, save_run
 from pipeline.cli import main
 from pipeline.video import decode_rgb
 from train.cli import evaluate_command, predict_command
-from train.decode import flow_input, rgb_input
+from train.decode import network_input, whole_clip
 from train.stream import open_samples, read_json
 
 CLASSES = ["jump", "run", "stand"]
@@ -54,6 +54,10 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
+def input_of(members, stream, crop=224):
+    return network_input(torch.from_numpy(whole_clip(members[f"{stream}.mp4"], stream, crop))[None], stream)
+
+
 def probabilities(clip):
     return {place["label"]: place["probability"] for place in clip["top5"]}
 
@@ -70,7 +74,7 @@ def test_evaluation_of_both_streams(dataset, checkpoints, tmp_path):
     for sample, clip in zip(open_samples(str(dataset)), found["clips"], strict=True):
         members = sample.read()
         with torch.inference_mode():
-            logits = rgb(rgb_input(members["rgb.mp4"]))[0] + flow(flow_input(members["flow.mp4"]))[0]
+            logits = rgb(input_of(members, "rgb"))[0] + flow(input_of(members, "flow"))[0]
         wanted = dict(zip(CLASSES, logits.softmax(0).tolist(), strict=True))
         assert (clip["key"], clip["label"]) == (sample.key, read_json(members)["label"])
         assert probabilities(clip) == pytest.approx(wanted, abs=1e-6)
@@ -97,9 +101,9 @@ def test_prediction_equals_evaluation(clips, checkpoints, tmp_path):
     )
 
 
-def test_inputs_are_scaled_to_one(dataset):
+def input_ofs_are_scaled_to_one(dataset):
     members = next(iter(open_samples(str(dataset)))).read()
-    rgb, flow = rgb_input(members["rgb.mp4"]), flow_input(members["flow.mp4"])
+    rgb, flow = input_of(members, "rgb"), input_of(members, "flow")
     assert (rgb.shape, flow.shape) == ((1, 3, 12, 224, 224), (1, 2, 11, 224, 224))
     pictures = decode_rgb(members["rgb.mp4"])
     assert pictures.shape[1:3] == (224, 256)
@@ -109,7 +113,7 @@ def test_inputs_are_scaled_to_one(dataset):
     assert torch.allclose(flow[0, :, 3, 100, 50] * 20, torch.from_numpy(pixels), atol=1e-5)
     assert rgb.min() >= -1
     assert rgb.max() <= 1
-    assert flow_input(members["flow.mp4"], 32).shape[-1] == 32
+    assert input_of(members, "flow", 32).shape[-1] == 32
 
 
 def test_tars_by_braces_and_globs(dataset, checkpoints, tmp_path):

@@ -1,4 +1,4 @@
-"""The commands `i3d-eval` and `i3d-predict`: parse, call one function, turn its errors into messages."""
+"""The commands `i3d-train`, `i3d-eval` and `i3d-predict`: parse, call one function, turn its errors into messages."""
 
 import json
 import sys
@@ -11,16 +11,84 @@ from rich.progress import track
 
 from manifests.clip import printable
 from manifests.files import write_file
-from manifests.sample import FormatError
+from manifests.sample import FormatError, RgbCoding
 from model import CheckpointError
+from model.i3d import MINIMUM_SIDE
 from pipeline.video import VideoError
+from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, summary
+from train.loop import NonFiniteLossError
 from train.predict import predict
+from train.run import RunError
+from train.start import start
 from train.stream import open_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
+CROP_OPTION = click.option(
+    "--crop", type=click.IntRange(min=MINIMUM_SIDE), default=CROP_PIXELS, show_default=True, help="Side in pixels."
+)
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
+
+
+@click.command("i3d-train", context_settings=CONTEXT)
+@click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
+@click.option("--split", help="Train on this split; needed where the data have several.")
+@click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Which stream to train.")
+@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
+@click.option("--val-shards", help="Test on these whole clips at every evaluation.")
+@click.option("--val-split", help="Only this split of --val-shards.")
+@click.option("--steps", type=click.IntRange(min=1), help="How many steps in all; this or --epochs.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=6, show_default=True, help="Clips a step.")
+@click.option("--frames", type=click.IntRange(min=1), default=64, show_default=True, help="Frames of a window.")
+@CROP_OPTION
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Evaluations without a lower loss, after which the learning rate falls to a tenth.",
+)
+@click.option(
+    "--flip/--no-flip",
+    default=True,
+    show_default=True,
+    help="Mirror half of the clips; not for classes that tell left from right.",
+)
+@click.option("--init", type=click.Path(path_type=Path), help="Begin with a checkpoint's weights.")
+@click.option(
+    "--resume",
+    type=click.Choice(["never", "auto"]),
+    default="never",
+    show_default=True,
+    help="auto: go on with the run in --output if there is one.",
+)
+@click.option("--evaluate-every", type=click.IntRange(min=1), help="Steps.  [default: an epoch]")
+@click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 where the processor multiplies it natively.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that decode.  [default: cores − 1, at most 8]")
+def train_command(**options: Any) -> None:
+    """Train one stream of I3D on the shards that kinetics-prep wrote.
+
+    Random windows, crops and flips; SGD with momentum 0.9; the learning rate falls when the loss no longer does (paper,
+    §3). What is seen when depends on the data, the seed and the step alone. Ctrl-C or SIGTERM saves and ends;
+    --resume auto goes on.
+
+    Example: i3d-train --shards k400 --split train --stream rgb --epochs 40 --output runs/rgb
+    """
+    try:
+        start(**options)
+    except (ValueError, CheckpointError, RunError, NonFiniteLossError, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command("i3d-eval", context_settings=CONTEXT)
@@ -28,9 +96,17 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--split", help="Only this split.")
 @RGB_OPTION
 @FLOW_OPTION
+@CROP_OPTION
+@click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 def evaluate_command(
-    shards: str, split: str | None, rgb: Path | None, flow: Path | None, json_file: Path | None
+    shards: str,
+    split: str | None,
+    rgb: Path | None,
+    flow: Path | None,
+    crop: int,
+    frames: int | None,
+    json_file: Path | None,
 ) -> None:
     """Evaluate I3D on whole clips: centre crop, logits averaged over time, streams added.
 
@@ -42,7 +118,8 @@ def evaluate_command(
         samples = open_samples(shards, split)
         streams = load_streams(rgb, flow, samples.classes)
         console = Console(file=sys.stderr)
-        results = list(track(evaluate(samples, streams), "clips", total=len(samples), console=console, transient=True))
+        found_by_clip = evaluate(samples, streams, crop, frames)
+        results = list(track(found_by_clip, "clips", total=len(samples), console=console, transient=True))
         found = summary(results, samples, streams)
         if json_file is not None:
             write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -57,17 +134,33 @@ def evaluate_command(
 @FLOW_OPTION
 @click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Seconds; by default the beginning.")
 @click.option("--end", type=click.FloatRange(min=0), help="Seconds; by default the end.")
+@CROP_OPTION
+@click.option(
+    "--short-side",
+    type=click.IntRange(min=MINIMUM_SIDE),
+    default=RgbCoding().short_side,
+    show_default=True,
+    help="Pixels; that of the data the networks were trained on.",
+)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def predict_command(
-    video: Path, rgb: Path | None, flow: Path | None, start: float, end: float | None, top: int, as_json: bool
+    video: Path,
+    rgb: Path | None,
+    flow: Path | None,
+    start: float,
+    end: float | None,
+    crop: int,
+    short_side: int,
+    top: int,
+    as_json: bool,
 ) -> None:
     """Say what happens in a video file, or in a stretch of it.
 
     Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20
     """
     try:
-        found = predict(video, load_streams(rgb, flow), start, end, top)
+        found = predict(video, load_streams(rgb, flow), start, end, top, crop, short_side)
     except (VideoError, CheckpointError, ValueError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])
         raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error

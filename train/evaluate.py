@@ -1,6 +1,6 @@
 """Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from manifests.classes import ClassList, published_of_size
-from manifests.sample import FLOW, RGB, FormatError
+from manifests.sample import FormatError
 from model import I3D, Checkpoint, CheckpointError, Stream, load_checkpoint
-from pipeline.video import VideoError
-from train.decode import flow_input, rgb_input
-from train.stream import Samples, read_json
+from train.decode import CROP_PIXELS, network_input
+from train.loader import whole_clips
+from train.stream import Samples
 
 TOP = 5
 NUMBERED = "numbers"  # name of the class list of a network whose labels nobody knows
-MEMBER_OF = {"rgb": RGB, "flow": FLOW}
-INPUT_OF = {"rgb": rgb_input, "flow": flow_input}
 
 
 @dataclass(frozen=True)
@@ -96,42 +94,41 @@ def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) ->
     return classes or published_of_size(checkpoint.num_classes) or by_number
 
 
-def evaluate(samples: Samples, streams: Streams) -> Iterator[ClipResult]:
+def evaluate(
+    samples: Samples, streams: Streams, crop: int = CROP_PIXELS, frames: int | None = None, workers: int = 0
+) -> Iterator[ClipResult]:
     """Run every clip through the networks.
+
+    Args:
+        samples: which clips.
+        streams: the networks.
+        crop: side of the centre crop, in pixels.
+        frames: only so many frames from the middle of each clip; all by default, as in the paper.
+        workers: processes that decode; 0 is this one.
 
     Raises:
         FormatError: a sample that cannot be read or decoded, or that has no flow for a flow network; names it.
     """
-    for sample in samples:
-        members = sample.read()
-        metadata = read_json(members)
-        name = f"{sample.shard}: sample {sample.key}"
-        for stream in streams.networks:
-            if MEMBER_OF[stream] not in members:
-                raise FormatError(f"{name} has no {stream}: prepared with --flow none?")
-        index, labels = metadata["class_index"], streams.classes.labels
+    labels = streams.classes.labels
+    for clip in whole_clips(samples, tuple(streams.networks), crop, frames, workers):
+        index = clip.class_index
         fits = index is None or (
-            index < len(labels) and (streams.classes.name == NUMBERED or metadata["label"] == labels[index])
+            index < len(labels) and (streams.classes.name == NUMBERED or clip.label == labels[index])
         )
         if not fits:
             raise FormatError(
-                f"{name}: class {index} with label {metadata['label']!r} is not in {streams.classes.name}"
+                f"{clip.sample.name}: class {index} with label {clip.label!r} is not in {streams.classes.name}"
             )
-        try:
-            logits = stream_logits(members, streams)
-        except (VideoError, ValueError) as error:
-            raise FormatError(f"{name}: {error}") from error
-        yield ClipResult(sample.key, metadata["label"], metadata["class_index"], logits)
+        yield ClipResult(clip.sample.key, clip.label, index, stream_logits(clip.pixels, streams))
 
 
-def stream_logits(members: dict[str, bytes], streams: Streams) -> dict[str, Tensor]:
-    """Logits of one stored clip by stream: [classes] each, on the CPU."""
-    logits: dict[str, Tensor] = {}
+def stream_logits(pixels: dict[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
+    """Logits of one clip, [T, H, W, C] uint8 of each stream, by stream: [classes] each, on the CPU."""
     with torch.inference_mode():
-        for stream, network in streams.networks.items():
-            clip = INPUT_OF[stream](members[MEMBER_OF[stream]]).to(streams.device)
-            logits[stream] = network(clip)[0].cpu()
-    return logits
+        return {
+            stream: network(network_input(pixels[stream][None].to(streams.device), stream))[0].float().cpu()
+            for stream, network in streams.networks.items()
+        }
 
 
 def sum_of_streams(logits: dict[str, Tensor]) -> Tensor:
@@ -152,22 +149,18 @@ def summary(results: list[ClipResult], samples: Samples, streams: Streams) -> di
     """What an evaluation found, as JSON values.
 
     `top1` and `top5` are shares (0…1) of the labelled clips, of the streams together, and None where no clip has a
-    label; `streams` has them for each stream. Every clip is listed, with or without a label.
+    label; `streams` has them for each stream, `per_class` the top-1 shares of each class that occurs. Every clip is
+    listed, with or without a label.
     """
-    together = {
-        "top1": _top_share([(result.joint, result.class_index) for result in results], 1),
-        "top5": _top_share([(result.joint, result.class_index) for result in results], TOP),
-    }
+    scored = [result for result in results if result.class_index is not None]
+    per_class = [
+        {"label": label, **_shares([result for result in scored if result.class_index == index], streams)}
+        for index, label in enumerate(streams.classes.labels)
+        if any(result.class_index == index for result in scored)
+    ]
     return {
-        **together,
-        "streams": {
-            stream: {
-                f"top{k}": _top_share([(result.logits[stream], result.class_index) for result in results], k)
-                for k in (1, TOP)
-            }
-            for stream in streams.networks
-        },
-        "clips_labelled": sum(result.class_index is not None for result in results),
+        **_shares(scored, streams),
+        "per_class": per_class,
         "classes": streams.classes.name,
         "snapshot": samples.snapshot,
         "checkpoints": {
@@ -175,12 +168,34 @@ def summary(results: list[ClipResult], samples: Samples, streams: Streams) -> di
             for stream, checkpoint in streams.checkpoints.items()
         },
         "clips": [
-            {"key": result.key, "label": result.label, "top5": top_classes(result.joint, streams.classes)}
+            {
+                "key": result.key,
+                "label": result.label,
+                "top5": top_classes(result.joint, streams.classes),
+                "streams": {
+                    stream: top_classes(logits, streams.classes, 1)[0] for stream, logits in result.logits.items()
+                },
+            }
             for result in results
         ],
     }
 
 
-def _top_share(scored: list[tuple[Tensor, int | None]], k: int) -> float | None:
-    hits = [index in logits.topk(min(k, len(logits))).indices.tolist() for logits, index in scored if index is not None]
+def _shares(scored: list[ClipResult], streams: Streams) -> dict[str, Any]:
+    """Number of these labelled clips, and the shares of them that were right, together and by stream."""
+    labels = [result.class_index for result in scored]
+    joint = [result.joint for result in scored]
+    return {
+        "clips_labelled": len(scored),
+        **{f"top{k}": top_share(joint, labels, k) for k in (1, TOP)},
+        "streams": {
+            stream: {f"top{k}": top_share([result.logits[stream] for result in scored], labels, k) for k in (1, TOP)}
+            for stream in streams.networks
+        },
+    }
+
+
+def top_share(logits: Sequence[Tensor], labels: Sequence[int | None], k: int) -> float | None:
+    """Share (0…1) of clips whose label is among the k largest of their logits, [classes] each; None without clips."""
+    hits = [label in clip.topk(min(k, len(clip))).indices.tolist() for clip, label in zip(logits, labels, strict=True)]
     return sum(hits) / len(hits) if hits else None

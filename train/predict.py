@@ -5,14 +5,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from manifests.clip import check_times
-from manifests.sample import FLOW, RGB, RgbCoding
+from manifests.sample import RGB, RgbCoding
+from model import Stream
 from pipeline.video import default_flow_coding, encode_rgb, flow_of
+from train.decode import CROP_PIXELS, whole_clip
 from train.evaluate import Streams, stream_logits, sum_of_streams, top_classes
 
 
 def predict(
-    video: Path, streams: Streams, start_seconds: float = 0.0, end_seconds: float | None = None, top: int = 5
+    video: Path,
+    streams: Streams,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    top: int = 5,
+    crop: int = CROP_PIXELS,
+    short_side: int = RgbCoding.short_side,
 ) -> dict[str, Any]:
     """Classify [start_seconds, end_seconds) of a video, by default all of it.
 
@@ -24,13 +34,14 @@ def predict(
 
     Raises:
         VideoError: the file is missing, no video, too short, …
-        ValueError: times out of order.
+        ValueError: times out of order, or pictures smaller than the crop.
     """
     check_times(start_seconds, end_seconds)
     with tempfile.TemporaryDirectory() as folder:
-        rgb = encode_rgb(video, Path(folder) / RGB, RgbCoding(), start_seconds, end_seconds)
-    members = {RGB: rgb.content}
+        rgb = encode_rgb(video, Path(folder) / RGB, RgbCoding(short_side=short_side), start_seconds, end_seconds)
+    stored: dict[Stream, bytes] = {"rgb": rgb.content}
     if "flow" in streams.networks:
-        members[FLOW] = flow_of(rgb.content, default_flow_coding(), threads=os.cpu_count() or 1).content
-    joint = sum_of_streams(stream_logits(members, streams))
+        stored["flow"] = flow_of(rgb.content, default_flow_coding(), threads=os.cpu_count() or 1).content
+    pixels = {stream: torch.from_numpy(whole_clip(stored[stream], stream, crop)) for stream in streams.networks}
+    joint = sum_of_streams(stream_logits(pixels, streams))
     return {"video": str(video), "frames": rgb.frames, "top": top_classes(joint, streams.classes, top)}

@@ -1,8 +1,8 @@
 """Samples of a dataset, found by what a user types and read by their offsets."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import braceexpand
 import numpy as np
 
 from manifests.classes import PUBLISHED, ClassList, published_classes
-from manifests.index import index_tar, read_index, read_members, read_snapshot
+from manifests.index import MEMBERS, NO_CLASS, index_tar, read_index, read_members, read_snapshot
 from manifests.sample import METADATA, FormatError
+from model import Stream
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,20 @@ class Sample:
     shard: Path
     record: np.void  # `manifests.index.record_dtype`
 
-    def read(self) -> dict[str, bytes]:
-        """The sample's members, checked against the index.
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.shard}: sample {self.key}"
+
+    def read(self, wanted: Sequence[str] = MEMBERS) -> dict[str, bytes]:
+        """Those of the `wanted` members that the sample has, checked against the index.
 
         Raises:
             FormatError: the shard is missing, truncated, or holds other bytes; the message names it.
         """
         try:
             with self.shard.open("rb") as file:
-                return read_members(file, self.record)
+                return read_members(file, self.record, wanted)
         except (OSError, FormatError) as error:
             raise FormatError(f"{self.shard}: {error}") from error
 
@@ -43,12 +49,40 @@ class Samples:
     samples: tuple[Sample, ...]
     classes: ClassList | None
     snapshot: str | None
+    splits: tuple[str | None, ...]  # of the samples, each once
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+def trainable_samples(samples: Samples, stream: Stream) -> Samples:
+    """Those samples that have a label.
+
+    Raises:
+        FormatError: several splits at once, none with a label, a class list that is unknown, or a sample without
+            `stream`.
+    """
+    first = samples.samples[0]
+    if len(samples.splits) > 1:
+        there = ", ".join(sorted(split or "(none)" for split in samples.splits))
+        raise FormatError(f"{first.shard.parent}: samples of several splits ({there}): choose one with --split")
+    if samples.classes is None:
+        raise FormatError(f"{first.shard}: a tar does not hold its own class list: name the dataset's folder")
+    labelled = [sample for sample in samples if sample.record["class_index"] != NO_CLASS]
+    if not labelled:
+        raise FormatError(f"{first.shard}: none of the {len(samples)} samples has a label")
+    for sample in labelled:
+        if not sample.record[f"{stream}_frames"]:
+            raise FormatError(f"{sample.name} has no {stream}: prepared with --flow none?")
+        if sample.record["class_index"] >= len(samples.classes.labels):
+            raise FormatError(
+                f"{sample.name} has class {sample.record['class_index']}, "
+                f"{samples.classes.name} has {len(samples.classes.labels)}"
+            )
+    return replace(samples, samples=tuple(labelled))
 
 
 def open_samples(shards: str, split: str | None = None) -> Samples:
@@ -85,7 +119,8 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
             found = "missing" if size is None else f"{size} bytes"
             raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
         samples += [Sample(record["key"].decode(), path, record) for record in read_index(folder, shard)]
-    return Samples(tuple(sorted(samples, key=lambda sample: sample.key)), snapshot.classes, snapshot.name)
+    samples.sort(key=lambda sample: sample.key)
+    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards))
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
@@ -94,6 +129,7 @@ def _of_tars(names: str, split: str | None) -> Samples:
     except ValueError as error:  # unbalanced braces
         raise FormatError(f"{names}: {error}") from error
     samples: list[Sample] = []
+    splits: list[str | None] = []
     class_lists: set[tuple[str, str]] = set()
     for path in map(Path, paths):
         if not path.is_file():
@@ -106,12 +142,17 @@ def _of_tars(names: str, split: str | None) -> Samples:
             class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
             if split is None or metadata["split"] == split:
                 samples.append(sample)
+                splits.append(metadata["split"])
     if len(class_lists) > 1:
         raise FormatError(f"{names}: samples of different class lists: {', '.join(name for name, _ in class_lists)}")
     if not samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     samples.sort(key=lambda sample: sample.key)
-    return Samples(tuple(samples), _published(class_lists.pop()[1]), None)
+    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits))
+
+
+def _unique(splits: Iterable[str | None]) -> tuple[str | None, ...]:
+    return tuple(dict.fromkeys(splits))
 
 
 def _glob(pattern: str) -> list[str]:

@@ -61,7 +61,7 @@ _DRAWN_RADIUS = 0.24  # short sides; objects are drawn once at this radius and s
 GAP = 1.5  # largest gap between the two halves, in radii of the object
 MARGIN = 0.10  # short sides
 OBJECT_COUNTS = (2, 3, 3, 4, 4, 4)  # equally likely: the fewer there are, the more often all hide at an edge
-DRIFT = (0.30, 0.80)  # speed of the background, short sides per second; all directions are equally likely
+DRIFT = (0.05, 0.20)  # speed of the background, short sides per second; all directions are equally likely
 
 SIZES: tuple[tuple[int, int], ...] = ((320, 240), (240, 320), (426, 240), (256, 256), (398, 224))
 FRAME_RATES: tuple[Fraction, ...] = (Fraction(24), Fraction(30000, 1001), Fraction(30), Fraction(60))
@@ -120,11 +120,16 @@ class State:
 
 
 def plan_videos(
-    clips_per_class_train: int, clips_per_class_val: int, clip_seconds: int = 2, seed: int = 0
+    clips_per_class_train: int,
+    clips_per_class_val: int,
+    clip_seconds: int = 2,
+    seed: int = 0,
+    labels: Sequence[str] = CLASSES,
+    scale: float = 1.0,
 ) -> list[Video]:
-    """Plans the data set: training videos first, then held-out ones, classes in turn.
+    """Plans the data set: training videos first, then held-out ones, the classes of `labels` in turn.
 
-    seed is not negative. Picture size and frame rate depend on the clip's number only, so every class has
+    seed is not negative; scale multiplies `SIZES`. Picture size and frame rate depend on the clip's number only, so every class has
     exactly the same ones. One video in ten has an id that starts with "-".
     """
     videos = []
@@ -132,9 +137,9 @@ def plan_videos(
     for split_number, (split, clips) in enumerate((("train", clips_per_class_train), ("val", clips_per_class_val))):
         for index in range(clips):
             form = np.random.default_rng([seed, split_number, index, 0])
-            width, height = SIZES[form.integers(len(SIZES))]
+            width, height = (round(side * scale / 2) * 2 for side in SIZES[form.integers(len(SIZES))])
             rate = FRAME_RATES[form.integers(len(FRAME_RATES))]
-            for number, label in enumerate(CLASSES):
+            for number, label in ((CLASSES.index(label), label) for label in labels):
                 own_seed = int(np.random.default_rng([seed, split_number, index, 1 + number]).integers(2**63))
                 # The id hashes the whole plan, so that a file made under another plan is never reused.
                 text = repr((own_seed, split, label, width, height, rate, times))
@@ -233,7 +238,7 @@ def render_all(
 
 
 def write_manifest(videos: Sequence[Video], folder: Path) -> tuple[Path, Path, Path]:
-    """Writes train.csv and val.csv in Kinetics' format, times in seconds, and classes.txt, one label a line."""
+    """Writes train.csv and val.csv in Kinetics' format, times in seconds, and classes.txt, their labels, one a line."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.csv", folder / "val.csv", folder / "classes.txt"
     for path, split in zip(paths, RANGES, strict=False):
@@ -242,7 +247,8 @@ def write_manifest(videos: Sequence[Video], folder: Path) -> tuple[Path, Path, P
             rows.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
             for video in (video for video in videos if video.split == split):
                 rows.writerow((video.label, video.youtube_id, video.start_seconds, video.end_seconds, split))
-    paths[2].write_text("".join(f"{label}\n" for label in CLASSES), encoding="utf-8")
+    labels = {video.label for video in videos}
+    paths[2].write_text("".join(f"{label}\n" for label in CLASSES if label in labels), encoding="utf-8")
     return paths
 
 

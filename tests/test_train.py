@@ -1,0 +1,343 @@
+"""i3d-train on the demo's clips, made here: prepared with flow, small."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.utils.tensorboard.writer import SummaryWriter  # noqa: F401 — what the trainer writes is read with its reader
+
+from flow import decode_flow_codes, dequantise
+from manifests.sample import FLOW, RGB
+from model import I3D, CheckpointError, OffsetBatchNorm, load_checkpoint, load_training, save_run
+from pipeline.cli import main
+from pipeline.video import decode_rgb
+from tests.demo.render import CLASSES, plan_videos, render_all, write_manifest
+from train.batch_norm import recompute_statistics
+from train.cli import evaluate_command, train_command
+from train.decode import network_input, training_window, whole_clip
+from train.log import read_metrics
+from train.plan import View
+from train.stream import open_samples
+
+SMALL = ("--batch-size", 2, "--frames", 9, "--crop", 32, "--lr", 0.001, "--workers", 0)
+
+
+def command(which, *arguments, status=0):
+    result = CliRunner().invoke(which, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.output
+
+
+def losses(run):
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Eight training clips and four held-out ones of one second, with flow, at short side 48."""
+    folder = tmp_path_factory.mktemp("demo")
+    videos = plan_videos(2, 1, clip_seconds=1, labels=CLASSES[:4], scale=0.5)
+    render_all(videos, folder / "videos")
+    train, val, classes = write_manifest(videos, folder)
+    lists = ("--manifest", train, "--manifest", val, "--classes", classes, "--source", folder / "videos")
+    command(main, "run", *lists, "--output", folder / "dataset", "--short-side", 48)
+    return folder / "dataset"
+
+
+@pytest.fixture
+def train(demo, tmp_path):
+    """Run the command on the training clips; later options win."""
+
+    def run(*arguments, shards=demo, output=tmp_path / "run", stream="flow", split=("--split", "train"), status=0):
+        fixed = ("--shards", shards, *split, "--stream", stream, "--output", output)
+        return command(train_command, *fixed, *SMALL, *arguments, status=status)
+
+    return run
+
+
+def test_a_run_learns_by_heart_and_leaves_all_that_is_needed(demo, train, tmp_path):
+    validation = ("--val-shards", demo, "--val-split", "val")
+    said = train(*validation, "--steps", 24, "--evaluate-every", 8, "--batch-size", 4, "--no-flip")
+    run = tmp_path / "run"
+    lines = read_metrics(run / "metrics.jsonl")
+    steps, evaluations = ([line for line in lines if ("loss" in line) == trained] for trained in (True, False))
+    assert [line["step"] for line in steps] == list(range(1, 25))
+    assert [line["step"] for line in evaluations] == [8, 16, 24]
+    assert steps[1]["epoch"] == 1
+    assert all(0 <= line["waiting_seconds"] <= line["seconds"] for line in steps)
+    assert "step 24: validation loss" in said
+    assert np.mean(losses(run)[-4:]) < np.mean(losses(run)[:4])
+
+    configuration = json.loads((run / "config.json").read_text())["configuration"]
+    assert (configuration["data"]["samples"], configuration["validation"]["samples"]) == (8, 4)
+    assert configuration["data"]["snapshot"] == "0001"
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["000000024.pt"]
+    assert load_checkpoint(run / "model.pt").classes == tuple(CLASSES[:4])
+
+    command(
+        evaluate_command, "--shards", demo, "--split", "val", "--flow", run / "model.pt", "--crop", 32,
+        "--json", tmp_path / "found.json",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["top1"] == evaluations[-1]["val_top1"]
+    best = min(evaluations, key=lambda line: line["val_loss"])["step"]
+    same = load_checkpoint(run / "best.pt").sha256["best.pt"] == load_checkpoint(run / "model.pt").sha256["model.pt"]
+    assert same == (best == 24)
+
+
+def test_losses_do_not_depend_on_the_number_of_workers(train, tmp_path):
+    for workers in (0, 2):
+        train("--steps", 5, "--workers", workers, output=tmp_path / str(workers))
+    assert losses(tmp_path / "0") == losses(tmp_path / "2")
+    assert len(set(losses(tmp_path / "0"))) == 5
+
+
+def test_another_seed_is_another_run(train, tmp_path):
+    train("--steps", 2)
+    train("--steps", 2, "--seed", 1, output=tmp_path / "other")
+    assert losses(tmp_path / "run") != losses(tmp_path / "other")
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(train, tmp_path):
+    """Past an evaluation, so that measuring statistics is seen to disturb nothing."""
+    options = ("--evaluate-every", 3, "--patience", 0)
+    train("--steps", 9, *options, output=tmp_path / "whole")
+    for steps, workers in ((2, 0), (5, 1), (9, 0)):
+        train("--steps", steps, *options, "--workers", workers, "--resume", "auto", output=tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_checkpoint(tmp_path / name / "model.pt").state_dict for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_lines_after_the_checkpoint_are_taken_back(train, tmp_path):
+    """A killed run has logged steps that its newest checkpoint does not know."""
+    train("--steps", 2)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')
+    train("--steps", 4, "--resume", "auto")
+    assert [line["step"] for line in read_metrics(metrics) if "loss" in line] == [1, 2, 3, 4]
+    assert 9.0 not in losses(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_well(demo, tmp_path, number):
+    program = Path(sys.executable).with_name("i3d-train")
+    run = tmp_path / "run"
+    arguments = (
+        "--shards", demo, "--split", "train", "--stream", "flow", "--output", run, "--steps", 100_000, *SMALL,
+        "--workers", 1, "--evaluate-every", 100_000,
+    )  # fmt: skip
+    child = subprocess.Popen([program, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 0, said
+    stopped = int(re.search(r"stopped after step (\d+)", said)[1])
+    _, training = load_training(run / "checkpoints" / f"{stopped:09d}.pt")
+    assert training["step"] == stopped == len(losses(run))
+
+
+def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
+    train("--steps", 5, "--checkpoint-every", 1)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "000000004.pt",
+        "000000005.pt",
+    ]
+    with pytest.raises(CheckpointError, match=r"use model\.pt"):
+        load_checkpoint(tmp_path / "run" / "checkpoints" / "000000005.pt")
+
+
+def test_the_learning_rate_falls_when_the_loss_does_not(train, tmp_path):
+    """At this rate the loss rises from the first evaluation on."""
+    train("--steps", 6, "--evaluate-every", 1, "--patience", 1, "--lr", 0.3)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    rates = [line["lr"] for line in lines if "loss" in line]
+    assert rates[0] == 0.3
+    assert rates[-1] == pytest.approx(0.03)
+
+
+def test_training_windows_are_pieces_of_the_clip(demo):
+    members = next(iter(open_samples(str(demo), "train"))).read()
+    for stream, whole in (("rgb", decode_rgb(members[RGB])), ("flow", decode_flow_codes(members[FLOW]))):
+        height, width = whole.shape[1:3]
+        for start in (0, 5, len(whole) - 12):
+            view = View(0, start, 0.0, 0.999, flip=False)
+            window = training_window(members[f"{stream}.mp4"], stream, view, len(whole), 12, 32)
+            assert np.array_equal(window, whole[start : start + 12, :32, width - 32 :])
+        view = View(0, 0, 0.999, 0.0, flip=False)
+        looped = training_window(members[f"{stream}.mp4"], stream, view, len(whole), 64, 32)
+        assert np.array_equal(looped, whole[np.arange(64) % len(whole), height - 32 :, :32])
+        still = training_window(members[f"{stream}.mp4"], stream, View(0, 7, 0, 0, flip=False), len(whole), 1, 32)
+        assert np.array_equal(still, np.repeat(whole[7:8, :32, :32], 9, axis=0))
+
+
+def test_a_mirrored_clip_moves_the_other_way(demo):
+    members = next(iter(open_samples(str(demo), "train"))).read()
+    for stream in ("rgb", "flow"):
+        plain, mirrored = (
+            training_window(members[f"{stream}.mp4"], stream, View(0, 3, 0, 0, flip), 24, 12, 48)
+            for flip in (False, True)
+        )
+        if stream == "rgb":
+            assert np.array_equal(mirrored, plain[:, :, ::-1])
+        else:
+            wanted = dequantise(plain)[:, :, ::-1] * [-1, 1]
+            inside = (plain[:, :, ::-1, 0] > 0)[..., None]
+            assert np.array_equal(dequantise(mirrored) * inside, wanted * inside)
+            assert np.abs(dequantise(mirrored)).max() <= 20.2
+
+
+def test_crops_of_training_vary_and_that_of_testing_is_the_centre(demo):
+    video = next(iter(open_samples(str(demo), "train"))).read()[RGB]
+    whole = decode_rgb(video)
+    height, width = whole.shape[1:3]
+    top, left = (height - 32) // 2, (width - 32) // 2
+    assert np.array_equal(whole_clip(video, "rgb", 32), whole[:, top : top + 32, left : left + 32])
+    assert np.array_equal(whole_clip(video, "rgb", 32, 9), whole[8:17, top : top + 32, left : left + 32])
+
+
+def test_statistics_are_averages_over_the_batches():
+    torch.manual_seed(0)
+    network = I3D(3, 2).train()
+    batches = [torch.rand(2, 2, 9, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
+    weights = {name: p.clone() for name, p in network.named_parameters()}
+    state = torch.get_rng_state()
+    recompute_statistics(network, batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not network.training
+    first = network.Conv3d_1a_7x7
+    means = []
+    for batch in batches:
+        means.append(torch.nn.functional.conv3d(batch, first.conv.weight, None, 2, 3)[..., :5, :16, :16].mean((0, 2, 3, 4)))
+    assert len(means) == 3
+    seen = []
+    handle = first.conv.weight.new_zeros(0)
+    del handle
+    hook = first.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3, 4))))
+    for batch in batches:
+        network(batch)
+    hook.remove()
+    assert torch.allclose(first.norm.running_mean, torch.stack(seen).mean(0), atol=1e-6)
+    assert all(torch.equal(weights[name], p) for name, p in network.named_parameters())
+    assert {m.momentum for m in network.modules() if isinstance(m, OffsetBatchNorm)} == {1e-3}
+
+
+def test_initial_weights_and_their_head(demo, train, tmp_path):
+    for name, classes in (("same", CLASSES[:4]), ("other", ["a", "b", "c", "d"]), ("more", list("abcdefg"))):
+        torch.manual_seed(5)
+        save_run(tmp_path / f"{name}.pt", I3D(len(classes), 2), "flow", classes)
+        given = load_checkpoint(tmp_path / f"{name}.pt").state_dict
+        train("--steps", 1, "--lr", 1e-9, "--init", tmp_path / f"{name}.pt", output=tmp_path / name)
+        trained = load_checkpoint(tmp_path / name / "model.pt").state_dict
+        stem = "Conv3d_1a_7x7.conv.weight"
+        assert torch.allclose(given[stem], trained[stem], atol=1e-6)
+        kept = given["Logits.weight"].shape == trained["Logits.weight"].shape and torch.allclose(
+            given["Logits.weight"], trained["Logits.weight"], atol=1e-6
+        )
+        assert kept == (name == "same")
+
+
+def test_network_input_keeps_zero_motion_zero_and_channels_last():
+    codes = torch.tensor([1, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 4, 4, 2)
+    x = network_input(codes.contiguous(), "flow")
+    assert x.shape == (2, 2, 3, 4, 4)
+    assert x[0, 0, :, 0, 0].tolist() == [-1, 0, 1]
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)
+    assert network_input(torch.tensor([[[[[0, 255, 0]]]]], dtype=torch.uint8), "rgb").flatten().tolist() == [-1, 1, -1]
+
+
+def test_bad_words(demo, train, tmp_path):
+    assert "give either --steps or --epochs" in train(status=1)
+    assert "give either --steps or --epochs" in train("--steps", 1, "--epochs", 1, status=1)
+    assert "no sample of split 'test'; there are train, val" in train("--steps", 1, "--split", "test", status=1)
+    assert "several splits (train, val): choose one" in train("--steps", 1, split=(), status=1)
+    assert "no dataset is published there" in train("--steps", 1, "--shards", tmp_path, status=1)
+    assert "smaller than the crop of 64x64" in train("--steps", 1, "--crop", 64, status=1)
+    assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
+    tars = next((demo / "shards" / "train").glob("*.tar"))
+    said = train("--steps", 1, "--shards", tars, output=tmp_path / "c", status=1)
+    assert "does not hold its own class list: name the dataset's folder" in said
+    save_run(tmp_path / "rgb.pt", I3D(4, 3), "rgb", None)
+    said = train("--steps", 1, "--init", tmp_path / "rgb.pt", output=tmp_path / "d", status=1)
+    assert "holds an rgb network" in said
+
+
+def test_shards_without_flow_or_labels(demo, train, tmp_path, make_video):
+    make_video(tmp_path / "videos" / "a.mp4" if (tmp_path / "videos").mkdir() is None else tmp_path, size="64x64")
+    for name, row in (("labelled", "label,youtube_id,time_start,time_end,split\njump,a,0,1,train\n"),
+                      ("test", "youtube_id,time_start,time_end,split\na,0,1,test\n")):  # fmt: skip
+        listed = tmp_path / f"{name}.csv"
+        listed.write_text(row)
+        (tmp_path / "classes.txt").write_text("jump\n")
+        command(main, "run", "--manifest", listed, "--source", tmp_path / "videos", "--output", tmp_path / name,
+                "--flow", "none", "--short-side", 48, "--classes", tmp_path / "classes.txt")  # fmt: skip
+    said = train("--steps", 1, shards=tmp_path / "labelled", split=(), status=1)
+    assert re.search(r"\.tar: sample a_000000_000001 has no flow: prepared with --flow none\?", said)
+    said = train("--steps", 1, shards=tmp_path / "test", split=(), stream="rgb", status=1)
+    assert "none of the 1 samples has a label" in said
+    said = train("--steps", 1, "--val-shards", tmp_path / "labelled", stream="rgb", status=1)
+    assert "its classes are not those of the training data" in said
+
+
+def test_frames_longer_than_any_clip_loop(train, tmp_path):
+    train("--steps", 1, "--frames", 40)
+    assert len(losses(tmp_path / "run")) == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(train, tmp_path):
+    train("--steps", 1)
+    run = tmp_path / "run"
+    assert "holds a run already; go on with it (--resume auto)" in train("--steps", 2, status=1)
+    said = train("--steps", 2, "--lr", 0.5, "--frames", 10, "--resume", "auto", status=1)
+    assert "another configuration: frames: 9 → 10, learning_rate: 0.001 → 0.5" in said
+    assert losses(run) == losses(run)[:1]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    assert "holds other files" in train("--steps", 1, output=tmp_path / "other", status=1)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in train("--steps", 1, output=tmp_path / "file" / "run", status=1)
+    (run / "config.json").write_text("{}")
+    assert "not the configuration of a run" in train("--steps", 2, "--resume", "auto", status=1)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints_whole(train, tmp_path):
+    said = train("--steps", 50, "--lr", 1e30, "--checkpoint-every", 1, status=1)
+    found = re.search(r"the (loss|gradient) of step (\d+) is not finite; samples: (\S+), (\S+)\.", said)
+    assert found, said
+    step = int(found[2])
+    state, training = load_training(max((tmp_path / "run" / "checkpoints").iterdir()))
+    assert training["step"] == step - 1 == len(losses(tmp_path / "run"))
+    assert all(tensor.isfinite().all() for tensor in state.state_dict.values())
+
+
+def test_a_damaged_sample_or_checkpoint_is_named(demo, train, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(demo, copy)
+    train("--steps", 1, shards=copy)
+    (shard,) = (copy / "shards" / "train").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    sample = open_samples(str(copy), "train").samples[3]
+    content[int(sample.record["flow_offset"]) + 100] ^= 255
+    shard.write_bytes(content)
+    for workers in (0, 1):
+        said = train("--steps", 4, "--workers", workers, shards=copy, output=tmp_path / f"w{workers}", status=1)
+        assert f"{shard.name}: {sample.key}.flow.mp4 holds other bytes than the index says" in said
+        assert "Traceback" not in said
+    checkpoint = tmp_path / "run" / "checkpoints" / "000000001.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    said = train("--steps", 2, "--resume", "auto", shards=copy, status=1)
+    assert "000000001.pt: not a file of plain tensors" in said

@@ -1,0 +1,142 @@
+"""The folder of a training run: its configuration, its checkpoints, and whether a new start may go on with them.
+
+RUN/config.json            all that is needed to repeat the run
+RUN/metrics.jsonl          one line a step and one an evaluation
+RUN/tensorboard/           the same for TensorBoard
+RUN/model.pt, best.pt      the network at the last evaluation, and at that of the lowest validation loss
+RUN/checkpoints/           the newest states of the training, to resume from
+"""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from manifests.files import canonical_json, remove_partial_files, write_file
+from manifests.sample import FormatError, differences
+from model import Stream
+from train.stream import Samples
+
+Precision = Literal["fp32", "bf16"]
+
+CHECKPOINTS_KEPT = 2
+_CONFIG = "config.json"
+
+
+class RunError(Exception):
+    """A run's folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that decides what a run computes; to resume a run, it must be the same."""
+
+    stream: Stream
+    frames: int
+    crop: int
+    batch_size: int
+    learning_rate: float
+    evaluate_every: int  # steps; the learning rate's schedule looks at each evaluation
+    patience: int  # evaluations without a better loss before the learning rate falls
+    flip: bool
+    seed: int
+    precision: Precision
+    data: dict[str, Any]  # `identity` of the samples
+    validation: dict[str, Any] | None
+    initial: dict[str, str] | None  # SHA-256 of the checkpoint's files
+    momentum: float = 0.9
+    weight_decay: float = 1e-7  # of the released training; the paper names none
+    learning_rate_factor: float = 0.1
+    dropout: float = 0.5
+    model: str = "i3d"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What may change from one start of a run to the next: how far, how fast, from where."""
+
+    steps: int
+    checkpoint_every: int
+    workers: int
+    shards: str
+    validation_shards: str | None
+    init: str | None
+    device: str
+
+
+def identity(samples: Samples) -> dict[str, Any]:
+    """What names a set of samples: the same keys, frames and classes give the same."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        record = sample.record
+        frames = f"{record['rgb_frames']} {record['flow_frames']}"
+        checksums = record["rgb_sha256"].tobytes().hex() + record["flow_sha256"].tobytes().hex()
+        digest.update(f"{sample.key} {record['class_index']} {frames} {checksums}\n".encode())
+    classes = samples.classes
+    return {
+        "samples": len(samples),
+        "sha256": digest.hexdigest(),
+        "snapshot": samples.snapshot,
+        "split": samples.splits[0],
+        "classes": classes and {"name": classes.name, "sha256": classes.sha256},
+    }
+
+
+def open_run(folder: Path, configuration: Configuration, session: Session, resume: bool) -> Path | None:
+    """Claim a folder for a run and write its `config.json`.
+
+    Args:
+        folder: made where it is missing.
+        configuration: what the run computes.
+        session: how this start does it.
+        resume: go on with what is there.
+
+    Returns:
+        The checkpoint to go on from, or None at the beginning.
+
+    Raises:
+        RunError: the folder holds a run and `resume` is not set, a run of another configuration, or other files.
+        OSError: it cannot be written.
+    """
+    wanted = json.loads(canonical_json(asdict(configuration)))
+    file = folder / _CONFIG
+    if file.exists():
+        found = _read_configuration(file)
+        if not resume:
+            raise RunError(f"{folder}: holds a run already; go on with it (--resume auto) or choose another --output")
+        changed = differences(found, wanted)
+        if changed:
+            raise RunError(f"{folder}: holds a run of another configuration: {', '.join(changed)}")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder}: holds other files; choose an --output that is empty or not there yet")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    remove_partial_files(folder)
+    for unfinished in folder.glob("**/.*.unfinished"):
+        unfinished.unlink()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    content = {"configuration": wanted, "session": asdict(session), "versions": versions}
+    write_file(file, canonical_json(content))
+    return max((folder / "checkpoints").glob("*.pt"), default=None)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the state after `step` steps is kept; names sort as steps do."""
+    return folder / "checkpoints" / f"{step:09d}.pt"
+
+
+def remove_old_checkpoints(folder: Path) -> None:
+    """Keep the newest few."""
+    for old in sorted((folder / "checkpoints").glob("*.pt"))[:-CHECKPOINTS_KEPT]:
+        old.unlink()
+
+
+def _read_configuration(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes())["configuration"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{file}: not the configuration of a run: {error!r}") from error
