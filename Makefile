@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX_URL ?=
 TORCH_OPTIONS ?= $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 DEMO ?= demo
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .PHONY: help install system demo test test-all lint bench constraints clean
 
 help:
-	@echo "make demo      set up, then in about four minutes: render clips, serve them on loopback, prepare them, write a report page"
+	@echo "make demo      set up, then in about ten minutes: render clips, prepare them, train both streams, write a report page"
 	@echo "make test      set up and run the tests (minutes); make test-all adds the slow ones"
 	@echo "make lint      ruff, mypy, the direction of imports"
 	@echo "make bench     measure against named alternatives"
@@ -31,7 +32,7 @@ system:
 	@sh .ci/system-packages
 
 demo: install
-	$(BIN)/python -m tests.demo --output $(DEMO)
+	$(BIN)/python -m tests.demo --output $(DEMO) --seed $(SEED)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,24 @@ def write_report(folder: Path) -> Path:
 
 
 def report_page(folder: Path) -> str:
-    """The page as HTML: totals, failures by reason and clip, classes, frames and flow of a few samples."""
+    """The report of a dataset as an HTML page."""
+    return page("/".join(folder.resolve().parts[-2:]), dataset_sections(folder))
+
+
+def dataset_sections(folder: Path) -> list[str]:
+    """Totals, failures by reason and clip, classes, frames and flow of a few samples: a piece of HTML each."""
     entries = read_ledger(folder)
     snapshot = read_snapshot(folder)
     counts = totals(entries.values())
     sections = [_cards(counts, snapshot), _failures(entries, counts)]
     if snapshot is not None:
         sections += [_classes(entries), _pictures(folder, snapshot), _specification(snapshot)]
-    title = escape("/".join(folder.resolve().parts[-2:]))
+    return sections
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """An HTML page that needs nothing from outside; `title` is plain text, `sections` are HTML."""
+    title = escape(title)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -123,14 +133,8 @@ def _pictures(folder: Path, snapshot: Snapshot) -> str:
         with (folder / shard.path).open("rb") as file:
             members = read_members(file, record)
         metadata = read_metadata(members[METADATA], shard.path)
-        picture = preview(members)
-        height = round(picture.shape[0] * PICTURE_WIDTH_PIXELS / picture.shape[1])
-        picture = cv2.resize(picture, (PICTURE_WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
         caption = f"{metadata['label'] or 'no label'} · {metadata['key']} · {metadata['duration_seconds']:g} s"
-        figures.append(
-            f'<figure><img alt="{escape(caption)}" src="{_data_url(picture)}" width="{PICTURE_WIDTH_PIXELS}" '
-            f'height="{height}"><figcaption>{escape(caption)}</figcaption></figure>'
-        )
+        figures.append(clip_figure(members, caption, escape(caption)))
     legend = ""
     if snapshot.specification.flow is not None:
         legend = (
@@ -139,6 +143,17 @@ def _pictures(folder: Path, snapshot: Snapshot) -> str:
             "</figcaption></figure>"
         )
     return f"<h2>Frames and flow</h2>{legend}{''.join(figures)}"
+
+
+def clip_figure(members: dict[str, bytes], description: str, caption: str) -> str:
+    """Frames and flow of a stored sample as an HTML figure; `description` is plain text, `caption` HTML."""
+    picture = preview(members)
+    height = round(picture.shape[0] * PICTURE_WIDTH_PIXELS / picture.shape[1])
+    picture = cv2.resize(picture, (PICTURE_WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
+    return (
+        f'<figure><img alt="{escape(description)}" src="{_data_url(picture)}" width="{PICTURE_WIDTH_PIXELS}" '
+        f'height="{height}"><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def _specification(snapshot: Snapshot) -> str:

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from train.cli import evaluate_command, predict_command
+from train.cli import evaluate_command, predict_command, train_command
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from train.cli import evaluate_command, predict_command
     [
         (main, ()),
         *[(main, (name,)) for name in ("run", "status", "verify", "preview", "report")],
+        (train_command, ()),
         (evaluate_command, ()),
         (predict_command, ()),
     ],

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from manifests.sample import RgbCoding
 from pipeline.cli import main
 from pipeline.video import decode_rgb, encode_rgb
-from train.cli import evaluate_command, predict_command
+from train.cli import evaluate_command, predict_command, train_command
+from train.log import read_metrics
 
 EXPECTED = {"cleanpool01_000000_000010": "cleaning pool", "eyebrowucf1_000000_000006": "filling eyebrows"}
 
@@ -74,3 +75,24 @@ def test_flow_of_a_real_clip(shared, tmp_path):
     listed.write_text("youtube_id,time_start,time_end,split\nskeleton_hd,0,1,test\n")
     command(main, "run", "--manifest", listed, "--source", shared / "data" / "videos", "--output", tmp_path / "out")
     assert "1 decoded, 0 problems" in command(main, "verify", tmp_path / "out", "--decode")
+
+
+@pytest.mark.slow
+def test_the_released_network_learns_new_classes_by_heart(shared, tmp_path):
+    """Fine-tuning with a new head: four real clips, a class each, on the CPU."""
+    listed = tmp_path / "list.csv"
+    rows = ["cleanpool01.mp4,pool,0,4", "eyebrowucf1.avi,eyebrows,0,4", "skeleton_hd.mp4,skeleton,0,2"]
+    listed.write_text("path,label,start,end\n" + "\n".join([*rows, "longhd1080p.mp4,street,31,35"]) + "\n")
+    data = ("--manifest", listed, "--source", shared / "data" / "videos", "--flow", "none")
+    command(main, "run", *data, "--output", tmp_path / "data")
+    weights = ("--init", shared / "weights" / "rgb_scratch" / "model.ckpt", "--lr", 0.01)
+    size = ("--steps", 10, "--batch-size", 4, "--frames", 16, "--workers", 1)
+    run = tmp_path / "run"
+    command(train_command, "--shards", tmp_path / "data", "--stream", "rgb", "--output", run, *weights, *size)
+    losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    assert losses[0] > 1
+    assert min(losses) < 0.1
+    command(
+        evaluate_command, "--shards", tmp_path / "data", "--rgb", run / "model.pt", "--json", tmp_path / "found.json"
+    )
+    assert json.loads((tmp_path / "found.json").read_text())["top1"] == 1

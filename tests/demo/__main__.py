@@ -1,9 +1,10 @@
-"""`make demo`: render clips, serve them on loopback, prepare them through yt-dlp, write a report page.
+"""`make demo`: render clips, prepare them through yt-dlp from loopback, train both streams, test them, write a page.
 
-No network but loopback. Every step is the command that a user would type; it is printed before it runs.
+No network but loopback. Every step is a command that a user would type; it is printed before it runs.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -17,11 +18,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.demo.render import CLASSES, plan_videos, render_all, write_manifest
+from manifests.files import write_file
+from tests.demo.page import read_json, summary, write_page
+from tests.demo.render import CLASSES, Video, plan_videos, render_all, write_manifest
 
-CLIPS_PER_CLASS_TRAIN = 2
-CLIPS_PER_CLASS_VAL = 1
-SHORT_SIDE_PIXELS = 64  # flow costs in proportion to the area
+# Four of the ten classes and small pictures: flow costs in proportion to their area, training too.
+LABELS = CLASSES[:4]
+CLIPS_PER_CLASS_TRAIN = 24
+CLIPS_PER_CLASS_VAL = 12
+CLIP_SECONDS = 1
+SIZES = ((160, 120), (120, 160), (128, 128), (150, 120))
+SHORT_SIDE_PIXELS = 48
+CROP_PIXELS = 48
+FRAMES = 16
+BATCH_SIZE = 8
+STEPS = {"flow": 100, "rgb": 200, "single frame": 200}
+EVALUATE_EVERY = 50
+LEARNING_RATE = 0.003
 WORKERS = 2
 
 
@@ -36,57 +49,106 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that the demo makes")
-    output: Path = parser.parse_args(arguments).output
+    parser.add_argument("--seed", type=int, default=0, help="of the clips and of the training")
+    options = parser.parse_args(arguments)
+    output: Path = options.output
     console = Console()
     started = time.monotonic()
 
-    console.rule("1/3  Rendering clips")
-    videos = plan_videos(CLIPS_PER_CLASS_TRAIN, CLIPS_PER_CLASS_VAL)
-    folder = output / "videos"
+    console.rule("1/5  Rendering clips")
+    videos = plan_videos(CLIPS_PER_CLASS_TRAIN, CLIPS_PER_CLASS_VAL, CLIP_SECONDS, options.seed, LABELS, SIZES)
+    render(videos, output / "videos", console)
+    console.rule("2/5  Preparing: fetch from loopback, trim, 25 fps, TV-L1 flow, shards")
+    prepare(videos, output)
+    console.rule("3/5  Training: I3D on flow, I3D on RGB, and a classifier of single frames")
+    runs = {name: output / "runs" / name.replace(" ", "-") for name in STEPS}
+    for name, run in runs.items():
+        train(output / "dataset", name, run, options.seed)
+    console.rule("4/5  Testing on held-out clips")
+    found, single = test(output, runs)
+    console.rule("5/5  Reporting")
+    page = write_page(output, runs, found, single)
+    result = summary(found, single, time.monotonic() - started)
+    write_file(output / "summary.json", json.dumps(result, indent=1).encode() + b"\n")
+    example = videos[-1]
+    say_what_was_made(output, page, result, example)
+
+
+def render(videos: Sequence[Video], folder: Path, console: Console) -> None:
+    """Render the videos that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
-        task = progress.add_task(f"{len(videos)} videos of {len(CLASSES)} motions", total=len(videos))
+        task = progress.add_task(f"{len(videos)} videos of {len(LABELS)} motions", total=len(videos))
         render_all(videos, folder, workers=WORKERS, on_done=lambda *_: progress.advance(task))
+
+
+def prepare(videos: Sequence[Video], output: Path) -> None:
+    """Serve the videos on loopback, make the dataset from there, and check it."""
     train, val, classes = write_manifest(videos, output)
-
-    console.rule("2/3  Preparing: fetch from loopback, trim, 25 fps, TV-L1 flow, shards")
     dataset = output / "dataset"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(output / "videos")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    lists = ["--manifest", str(train), "--manifest", str(val), "--classes", str(classes)]
+    lists = ["--manifest", train, "--manifest", val, "--classes", classes]
     source = f"http://127.0.0.1:{server.server_port}/{{youtube_id}}.mp4"
-    made = ["--output", str(dataset), "--short-side", str(SHORT_SIDE_PIXELS), "--workers", str(WORKERS)]
-    kinetics_prep("run", *lists, "--source", source, *made)
+    made = ["--output", dataset, "--short-side", SHORT_SIDE_PIXELS, "--workers", WORKERS]
+    run("kinetics-prep", "run", *lists, "--source", source, *made)
     server.shutdown()
+    run("kinetics-prep", "verify", dataset, "--decode")
 
-    console.rule("3/3  Checking and reporting")
-    kinetics_prep("verify", str(dataset), "--decode")
-    kinetics_prep("report", str(dataset))
 
-    example = videos[0]
-    key = f"{example.youtube_id}_{int(example.start_seconds):06d}_{int(example.end_seconds):06d}"
+def train(dataset: Path, name: str, folder: Path, seed: int) -> None:
+    """Train one network; that of single frames sees one frame again and again where the others see a window."""
+    stream, frames = ("rgb", 1) if name == "single frame" else (name, FRAMES)
+    data = ["--shards", dataset, "--split", "train", "--stream", stream, "--output", folder, "--resume", "auto"]
+    # Mirroring would turn "moving left" into "moving right".
+    views = ["--frames", frames, "--crop", CROP_PIXELS, "--no-flip"]
+    steps = ["--steps", STEPS[name], "--batch-size", BATCH_SIZE, "--lr", LEARNING_RATE, "--seed", seed]
+    curve = ["--val-shards", dataset, "--val-split", "val", "--evaluate-every", EVALUATE_EVERY]
+    run("i3d-train", *data, *views, *steps, *(curve if frames > 1 else []))
+
+
+def test(output: Path, runs: dict[str, Path]) -> tuple[dict[str, object], dict[str, object]]:
+    """Test both streams together, and the classifier of single frames; gives what `i3d-eval` found."""
+    data = ["--shards", output / "dataset", "--split", "val", "--crop", CROP_PIXELS]
+    networks = ["--rgb", runs["rgb"] / "model.pt", "--flow", runs["flow"] / "model.pt"]
+    both, single = output / "two-stream.json", output / "single-frame.json"
+    run("i3d-eval", *data, *networks, "--json", both)
+    run("i3d-eval", *data, "--rgb", runs["single frame"] / "model.pt", "--frames", 1, "--json", single)
+    return read_json(both), read_json(single)
+
+
+def say_what_was_made(output: Path, page: Path, result: dict[str, object], example: Video) -> None:
+    """The last words."""
+    networks = f"--rgb {output}/runs/rgb/model.pt --flow {output}/runs/flow/model.pt"
+    size = f"--short-side {SHORT_SIDE_PIXELS} --crop {CROP_PIXELS}"
+    times = f"--start {example.start_seconds} --end {example.end_seconds}"
+    video = f"{output}/videos/{example.youtube_id}.mp4"
     print(
         f"""
-Done in {time.monotonic() - started:.0f} s. Made in {output}:
-  videos/               {len(videos)} rendered videos, the sources
-  train.csv, val.csv    the clip lists
+Held-out clips right: both streams {result["both"]:.0%}, flow {result["flow"]:.0%}, RGB {result["rgb"]:.0%}, \
+single frames {result["single_frame"]:.0%}; chance is {1 / len(LABELS):.0%}.
+
+Done in {result["seconds"]:.0f} s. Made in {output}:
+  report.html           results, curves, predictions, frames and flow: open it in a browser
+  summary.json          the shares above
+  videos/               rendered videos, the sources; train.csv, val.csv: the clip lists
   dataset/              shards, index, ledger
-  dataset/report.html   totals, frames, colour-coded flow: open it in a browser
+  runs/                 the trainings: networks, metrics, tensorboard
 
 Next, for example:
-  .venv/bin/kinetics-prep status {dataset}
-  .venv/bin/kinetics-prep preview {dataset} -o clip.png -- {key}
+  .venv/bin/i3d-predict {networks} {size} {times} -- {video}
+  .venv/bin/tensorboard --logdir {output}/runs
   .venv/bin/kinetics-prep run --manifest MY_VIDEOS/ --output mine        (MY_VIDEOS/class/video.mp4)"""
     )
 
 
-def kinetics_prep(*arguments: str) -> None:
-    """Run `kinetics-prep` of this environment; its failure ends the demo."""
-    program = Path(sys.executable).with_name("kinetics-prep")
-    print("$ kinetics-prep", shlex.join(arguments), flush=True)
-    status = subprocess.run([program, *arguments], check=False).returncode
+def run(program: str, *arguments: object) -> None:
+    """Run a command of this environment; its failure ends the demo."""
+    words = [str(argument) for argument in arguments]
+    print("$", program, shlex.join(words), flush=True)
+    status = subprocess.run([Path(sys.executable).with_name(program), *words], check=False).returncode
     if status:
-        sys.exit(f"kinetics-prep {arguments[0]} ended with status {status}")
+        sys.exit(f"{program} ended with status {status}")
 
 
 if __name__ == "__main__":

@@ -52,12 +52,12 @@ CLASSES: tuple[str, ...] = (
 # angle turns clockwise on the screen. Per 1/25 s these make 2.6 % of the short side, 5 degrees, 2 % of growth
 # and, for each half of an object, 2 % of its radius.
 MOVE_RATE = -0.65  # short sides per second
-TURN_RATE = 125.0  # degrees per second
+TURN_RATE = 170.0  # degrees per second
 SCALE_RATE = 0.53  # sweeps of the whole log-radius range per second
 GAP_RATE = 0.70  # sweeps of the whole gap range per second
 
-RADIUS = (0.12, 0.32)  # short sides; the log of the radius is uniform
-_DRAWN_RADIUS = 0.24  # short sides; objects are drawn once at this radius and scaled into the frames
+RADIUS = (0.18, 0.40)  # short sides; the log of the radius is uniform
+_DRAWN_RADIUS = 0.30  # short sides; objects are drawn once at this radius and scaled into the frames
 GAP = 1.5  # largest gap between the two halves, in radii of the object
 MARGIN = 0.10  # short sides
 OBJECT_COUNTS = (2, 3, 3, 4, 4, 4)  # equally likely: the fewer there are, the more often all hide at an edge
@@ -65,7 +65,7 @@ DRIFT = (0.05, 0.20)  # speed of the background, short sides per second; all dir
 
 SIZES: tuple[tuple[int, int], ...] = ((320, 240), (240, 320), (426, 240), (256, 256), (398, 224))
 FRAME_RATES: tuple[Fraction, ...] = (Fraction(24), Fraction(30000, 1001), Fraction(30), Fraction(60))
-LEAD_SECONDS = 1  # footage before the clip, and as much again after it
+LEAD_SECONDS = 1  # footage before the clip
 _DEADLINE_SECONDS = 300.0  # for one file
 
 
@@ -99,7 +99,7 @@ class Video:
     height: int
     frame_rate: Fraction  # frames per second
     duration_seconds: int  # of the whole file, which is rounded up to whole frames
-    seed: int
+    seed: int  # of the scene: objects, textures, places at the file's middle
 
     @property
     def frame_count(self) -> int:
@@ -125,28 +125,29 @@ def plan_videos(
     clip_seconds: int = 2,
     seed: int = 0,
     labels: Sequence[str] = CLASSES,
-    scale: float = 1.0,
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> list[Video]:
     """Plans the data set: training videos first, then held-out ones, the classes of `labels` in turn.
 
-    seed is not negative; scale multiplies `SIZES`. Picture size and frame rate depend on the clip's number only, so every class has
-    exactly the same ones. One video in ten has an id that starts with "-".
+    seed is not negative. Picture size, one of `sizes` (width, height), and frame rate depend on the clip's number only,
+    so every class has exactly the same ones; so do the scenes: what is seen in one class is seen in each. One video in
+    ten has an id that starts with "-".
     """
     videos = []
-    times = (LEAD_SECONDS, LEAD_SECONDS + clip_seconds, clip_seconds + 2 * LEAD_SECONDS)
+    times = (LEAD_SECONDS, LEAD_SECONDS + clip_seconds, LEAD_SECONDS + clip_seconds)
     for split_number, (split, clips) in enumerate((("train", clips_per_class_train), ("val", clips_per_class_val))):
         for index in range(clips):
             form = np.random.default_rng([seed, split_number, index, 0])
-            width, height = (round(side * scale / 2) * 2 for side in SIZES[form.integers(len(SIZES))])
+            width, height = sizes[form.integers(len(sizes))]
             rate = FRAME_RATES[form.integers(len(FRAME_RATES))]
+            scene = int(form.integers(2**63))
             for number, label in ((CLASSES.index(label), label) for label in labels):
-                own_seed = int(np.random.default_rng([seed, split_number, index, 1 + number]).integers(2**63))
                 # The id hashes the whole plan, so that a file made under another plan is never reused.
-                text = repr((own_seed, split, label, width, height, rate, times))
+                text = repr((scene, split, label, width, height, rate, times))
                 name = urlsafe_b64encode(hashlib.sha256(text.encode()).digest())[:11].decode()
                 if (index - number) % len(CLASSES) == 0:
                     name = "-" + name[1:]
-                videos.append(Video(name, label, split, *times[:2], width, height, rate, times[2], own_seed))
+                videos.append(Video(name, label, split, *times[:2], width, height, rate, times[2], scene))
     return videos
 
 
