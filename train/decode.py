@@ -1,6 +1,7 @@
 """Stored videos as input of the networks: 8-bit pixels, cropped and mirrored; scaled to [−1, 1] on the device."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flow import decode_flow_codes
@@ -84,10 +85,12 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
         stream: which one it is.
 
     Returns:
-        [B, C, T, H, W] float32, channels last in memory: 0…255 mapped to −1…1, or ±bound of flow mapped to ±1 and no
+        [B, C, T, H, W] in torch's default dtype, float32, channels last in memory: 0…255 mapped to −1…1, or ±bound of flow mapped to ±1 and no
         motion to 0.
     """
-    x = pixels.permute(0, 4, 1, 2, 3).float()  # a view: what was [B, T, H, W, C] is channels_last_3d
+    x = pixels.permute(0, 4, 1, 2, 3).to(
+        torch.get_default_dtype()
+    )  # a view: what was [B, T, H, W, C] is channels_last_3d
     if stream == "rgb":
         return x / 127.5 - 1
     return (x - ZERO_CODE) / STEPS

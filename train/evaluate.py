@@ -126,7 +126,7 @@ def stream_logits(pixels: dict[Stream, Tensor], streams: Streams) -> dict[str, T
     """Logits of one clip, [T, H, W, C] uint8 of each stream, by stream: [classes] each, on the CPU."""
     with torch.inference_mode():
         return {
-            stream: network(network_input(pixels[stream][None].to(streams.device), stream))[0].float().cpu()
+            stream: network(network_input(pixels[stream][None].to(streams.device), stream))[0].cpu()
             for stream, network in streams.networks.items()
         }
 

@@ -93,7 +93,7 @@ def train_step(state: State, batch: Batch, configuration: Configuration, device:
     x = network_input(batch.pixels.to(device, non_blocking=True), configuration.stream)  # [B, C, T, H, W]
     with torch.autocast(device.type, torch.bfloat16, enabled=configuration.precision == "bf16"):
         logits = state.network(x)  # [B, classes]
-    loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits, labels)  # autocast takes it in fp32
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.get_total_norm([p.grad for p in state.network.parameters() if p.grad is not None])

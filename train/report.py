@@ -57,7 +57,7 @@ def line_chart(title: str, x_name: str, curves: Mapping[str, Curve], highest: fl
         )
     for share in (0, 0.5, 1):
         across = place(share * x_end, 0).split(",")[0]
-        anchor = {0: "start", 1: "end"}.get(share, "middle")
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
         words = f"{share * x_end:g}" if share else f"0 {escape(x_name)}"
         parts.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 26}" text-anchor="{anchor}" {TEXT}>{words}</text>')
     for colour, (x, y) in zip(COLOURS, curves.values(), strict=False):
