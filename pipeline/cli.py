@@ -14,11 +14,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.clip import printable
 from manifests.index import read_snapshot
+from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FormatError
 from pipeline import turns
 from pipeline.fetch import parse_source
-from pipeline.lease import LeaseHeld
 from pipeline.ledger import LEDGER, read_ledger, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report

@@ -10,7 +10,7 @@ runner with threads (`docs/spike.md` has the runs):
 - It keeps nothing across a crash. So every step leaves its result under a final name, at once and atomically, and
   looks there first: a run that was killed goes on where it stood.
 - A killed parent leaves children running, and a hanging child hangs the run. So children have a deadline, a process
-  group and a parent-death signal of their own (`pipeline.process`), and an output has a lease (`pipeline.lease`).
+  group and a parent-death signal of their own (`pipeline.process`), and an output has a lease (`manifests.lease`).
 - Steps are pickled: what they share with the main thread (the progress display) is module state, not an argument.
 """
 

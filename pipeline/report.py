@@ -149,7 +149,8 @@ def clip_figure(members: dict[str, bytes], description: str, caption: str) -> st
     """Frames and flow of a stored sample as an HTML figure; `description` is plain text, `caption` HTML."""
     picture = preview(members)
     height = round(picture.shape[0] * PICTURE_WIDTH_PIXELS / picture.shape[1])
-    picture = cv2.resize(picture, (PICTURE_WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
+    if picture.shape[1] > PICTURE_WIDTH_PIXELS:  # a smaller one is left to the browser: the page stays small
+        picture = cv2.resize(picture, (PICTURE_WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
     return (
         f'<figure><img alt="{escape(description)}" src="{_data_url(picture)}" width="{PICTURE_WIDTH_PIXELS}" '
         f'height="{height}"><figcaption>{caption}</figcaption></figure>'

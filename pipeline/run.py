@@ -12,10 +12,10 @@ from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
 from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.index import ROOT, Snapshot, published_keys, read_snapshot, root_json
+from manifests.lease import lease
 from manifests.lists import OWN_CLASSES, Listing, read_lists, reject_unknown_labels
 from manifests.sample import RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source
-from pipeline.lease import lease
 from pipeline.ledger import record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from flow import decode_flow_codes, dequantise, tvl1
 from manifests.index import read_snapshot
+from manifests.lease import LeaseHeld, lease
 from pipeline.cli import main
-from pipeline.lease import LeaseHeld, lease
 from pipeline.video import decode_luma
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"

@@ -11,6 +11,7 @@ from rich.progress import track
 
 from manifests.clip import printable
 from manifests.files import write_file
+from manifests.lease import LeaseHeld
 from manifests.sample import FormatError, RgbCoding
 from model import CheckpointError
 from model.i3d import MINIMUM_SIDE
@@ -87,7 +88,7 @@ def train_command(**options: Any) -> None:
     """
     try:
         start(**options)
-    except (ValueError, CheckpointError, RunError, NonFiniteLossError, OSError) as error:
+    except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -85,8 +85,8 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
         stream: which one it is.
 
     Returns:
-        [B, C, T, H, W] in torch's default dtype, float32, channels last in memory: 0…255 mapped to −1…1, or ±bound of flow mapped to ±1 and no
-        motion to 0.
+        [B, C, T, H, W] in torch's default dtype, float32, channels last in memory: 0…255 mapped to −1…1, or ±bound of
+        flow mapped to ±1 and no motion to 0.
     """
     x = pixels.permute(0, 4, 1, 2, 3).to(
         torch.get_default_dtype()

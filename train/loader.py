@@ -1,6 +1,8 @@
 """Decoding in worker processes: views of a plan as batches, and whole clips one by one. 8-bit pixels leave a worker."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +20,7 @@ from train.plan import Plan, View
 from train.stream import Sample, Samples, read_json
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Batch(NamedTuple):
@@ -128,7 +131,7 @@ def _loaded(dataset: Dataset, indices: range, workers: int, pin_memory: bool = F
         sampler=indices,
         collate_fn=_unchanged,
         num_workers=min(workers, len(indices)),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_live_and_die_with_the_trainer,
         pin_memory=pin_memory,
     )
     for item in loader:
@@ -142,7 +145,12 @@ def _unchanged(item: T) -> T:
     return item
 
 
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM reach all processes of a terminal or job; the trainer stops its workers when it has saved."""
+def _live_and_die_with_the_trainer(_: int) -> None:
+    """Ctrl-C and SIGTERM reach all processes of a terminal or job: the trainer stops its workers when it has saved.
+
+    A killed trainer takes them along at once: a worker that lived on would hold the lease on the run's folder.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

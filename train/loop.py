@@ -80,6 +80,8 @@ def train(
                 log.evaluation(state.step, test(state, folder, configuration, session, samples, validation, log))
             if last or stop or state.step % session.checkpoint_every == 0:
                 save(state, folder, configuration, samples)
+        if steps.start >= session.steps:
+            log.say(f"nothing to do: {steps.start} steps are done, {session.steps} were asked for")
         if stop:
             log.say(f"stopped after step {state.step}; --resume auto goes on from there")
     return state

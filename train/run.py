@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from manifests.files import canonical_json, remove_partial_files, write_file
+from manifests.lease import LEASE
 from manifests.sample import FormatError, differences
 from model import Stream
 from train.stream import Samples
@@ -88,10 +89,10 @@ def identity(samples: Samples) -> dict[str, Any]:
 
 
 def open_run(folder: Path, configuration: Configuration, session: Session, resume: bool) -> Path | None:
-    """Claim a folder for a run and write its `config.json`.
+    """Make a folder a run's and write its `config.json`. One whose run came to no checkpoint is begun anew.
 
     Args:
-        folder: made where it is missing.
+        folder: of the run; the caller holds its lease.
         configuration: what the run computes.
         session: how this start does it.
         resume: go on with what is there.
@@ -105,14 +106,15 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     """
     wanted = json.loads(canonical_json(asdict(configuration)))
     file = folder / _CONFIG
-    if file.exists():
+    newest = max((folder / "checkpoints").glob("*.pt"), default=None)
+    if newest is not None:
         found = _read_configuration(file)
         if not resume:
             raise RunError(f"{folder}: holds a run already; go on with it (--resume auto) or choose another --output")
         changed = differences(found, wanted)
         if changed:
             raise RunError(f"{folder}: holds a run of another configuration: {', '.join(changed)}")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif not file.exists() and any(path.name != LEASE for path in folder.iterdir()):
         raise RunError(f"{folder}: holds other files; choose an --output that is empty or not there yet")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     remove_partial_files(folder)
@@ -121,7 +123,7 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     content = {"configuration": wanted, "session": asdict(session), "versions": versions}
     write_file(file, canonical_json(content))
-    return max((folder / "checkpoints").glob("*.pt"), default=None)
+    return newest
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from manifests.lease import lease
 from manifests.sample import FormatError
 from model import Stream, load_checkpoint
 from train.loop import train
@@ -48,6 +49,7 @@ def start(
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
         RunError: a folder that holds something else.
+        LeaseHeld: another process trains in that folder.
         NonFiniteLossError: the training diverged.
         OSError: a file that cannot be read or written.
     """
@@ -82,8 +84,9 @@ def start(
         init=str(init) if init is not None else None,
         device=str(device),
     )
-    resume_from = open_run(output, configuration, session, resume == "auto")
-    train(output, configuration, session, samples, validation, initial, resume_from)
+    with lease(output):
+        resume_from = open_run(output, configuration, session, resume == "auto")
+        train(output, configuration, session, samples, validation, initial, resume_from)
 
 
 def _validation(shards: str | None, split: str | None, samples: Samples, stream: Stream) -> Samples | None:

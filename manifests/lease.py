@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LEASE = ".lease"
+
 
 class LeaseHeld(Exception):
     """Another run works on this output."""
@@ -22,7 +24,7 @@ def lease(folder: Path) -> Iterator[None]:
         LeaseHeld: another process holds it; the message names that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lease").open("a+") as file:
+    with (folder / LEASE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
