@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 
@@ -41,7 +42,7 @@ def _numbered_from(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Numbered pictures from a keyframe at or before number `start`."""
     rate = stream.average_rate
-    if rate is None or stream.time_base is None:
+    if not rate or not stream.time_base:
         raise ValueError("video has no frame rate")
     for target in (start, 0):
         if target:
@@ -49,11 +50,18 @@ def _numbered_from(
         elif start:
             # Pictures are decoded out of order, so a seek by time may land on the keyframe behind the one wanted.
             container.seek(0, stream=stream)
-        frames = ((round(frame.pts * stream.time_base * rate), frame) for frame in container.decode(stream))
+        frames = ((_number(frame, rate), frame) for frame in container.decode(stream))
         first = next(frames, None)
         if first is None:
             return
-        if first[0] <= start:
+        if first[0] <= start or not target:
             yield first
             yield from frames
             return
+
+
+def _number(frame: av.VideoFrame, rate: Fraction) -> int:
+    if frame.pts is None or not frame.time_base:
+        raise ValueError("video has a picture without a time")
+    number: int = round(frame.pts * frame.time_base * rate)
+    return number

@@ -5,6 +5,7 @@ data only (`weights_only`): a pickle that wants to run code is refused.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,8 +155,10 @@ def save_run(
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        buffer = io.BytesIO()  # torch's own writer takes a full disk for a fault of its own
+        torch.save(content, buffer)
         with unfinished.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

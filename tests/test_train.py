@@ -69,7 +69,7 @@ def test_a_run_learns_by_heart_and_leaves_all_that_is_needed(demo, train, tmp_pa
     assert [line["step"] for line in evaluations] == [8, 16, 24]
     assert steps[1]["epoch"] == 1
     assert all(0 <= line["waiting_seconds"] <= line["seconds"] for line in steps)
-    assert "step 24: validation loss" in said
+    assert re.search(r"step 24: training loss \S+  validation loss", said)
     assert np.mean(losses(run)[-4:]) < np.mean(losses(run)[:4])
 
     configuration = json.loads((run / "config.json").read_text())["configuration"]
@@ -77,8 +77,8 @@ def test_a_run_learns_by_heart_and_leaves_all_that_is_needed(demo, train, tmp_pa
     assert configuration["data"]["snapshot"] == "0001"
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 25))
-    assert [event.step for event in board.Scalars("validation/top1")] == [8, 16, 24]
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["000000024.pt"]
+    assert [event.step for event in board.Scalars("evaluation/val_top1")] == [8, 16, 24]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["000000016.pt", "000000024.pt"]
     assert load_checkpoint(run / "model.pt").classes == tuple(CLASSES[:4])
 
     command(
@@ -107,7 +107,7 @@ def test_another_seed_is_another_run(train, tmp_path):
 
 def test_a_resumed_run_equals_one_that_never_stopped(train, tmp_path):
     """Past an evaluation, so that measuring statistics is seen to disturb nothing."""
-    options = ("--evaluate-every", 3, "--patience", 0)
+    options = ("--evaluate-every", 3, "--patience", 1)
     train("--steps", 9, *options, output=tmp_path / "whole")
     for steps, workers in ((2, 0), (5, 1), (9, 0)):
         train("--steps", steps, *options, "--workers", workers, "--resume", "auto", output=tmp_path / "parts")
@@ -160,7 +160,7 @@ def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
 
 def test_the_learning_rate_falls_when_the_loss_does_not(train, tmp_path):
     """At this rate it rises from the first evaluation on; after each second one without a new low the rate falls."""
-    train("--steps", 6, "--evaluate-every", 1, "--patience", 1, "--lr", 0.3)
+    train("--steps", 6, "--evaluate-every", 1, "--patience", 2, "--lr", 0.3)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     rates = [line["lr"] for line in lines if "loss" in line]
     assert rates == pytest.approx([0.3, 0.3, 0.3, 0.03, 0.03, 0.003])
@@ -306,7 +306,7 @@ def test_a_folder_of_something_else_is_left_alone(train, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints_whole(train, tmp_path):
     said = train("--steps", 50, "--lr", 1e30, "--checkpoint-every", 1, status=1)
-    found = re.search(r"the (loss|gradient) of step (\d+) is not finite; samples: (\S+), (\S+)\.", said)
+    found = re.search(r"the (loss|gradient) of step (\d+) is not finite; samples: (\S+), (\S+);", said)
     assert found, said
     step = int(found[2])
     state, training = load_training(max((tmp_path / "run" / "checkpoints").iterdir()))
@@ -361,6 +361,7 @@ def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train,
     assert f"another run (process {child.pid}) is working on" in said
     child.kill()
     child.wait()
+    time.sleep(1)  # for its worker to die, too
     done = int(max(run.glob("checkpoints/*.pt")).stem)
     train("--steps", done + 2, "--evaluate-every", 100_000, "--resume", "auto")
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] == list(range(1, done + 3))
@@ -370,3 +371,40 @@ def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train,
 def test_golden_loss_curve(tmp_path, stream):
     wanted = json.loads(golden.LOSSES.read_text())[stream]
     assert golden.losses(stream, tmp_path / "run") == pytest.approx(wanted, rel=golden.TOLERANCE)
+
+
+def test_states_of_other_names_are_left_alone(train, tmp_path):
+    train("--steps", 2)
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copy(folder / "000000002.pt", folder / "keep.pt")
+    train("--steps", 5, "--checkpoint-every", 1, "--resume", "auto")
+    assert sorted(path.name for path in folder.iterdir()) == ["000000004.pt", "000000005.pt", "keep.pt"]
+    shutil.move(folder / "keep.pt", folder / "000000007.pt")
+    said = train("--steps", 9, "--resume", "auto", status=1)
+    assert "000000007.pt: not the state of this training" in said
+    assert "the state after 2 steps" in said
+
+
+def test_a_damaged_log_is_named_and_kept(train, tmp_path):
+    train("--steps", 2)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    damaged = metrics.read_bytes().replace(b'{"step": 2', b'{"stop": 2', 1)
+    metrics.write_bytes(damaged)
+    said = train("--steps", 3, "--resume", "auto", status=1)
+    assert "metrics.jsonl: line 2 is no metrics of a step" in said
+    assert metrics.read_bytes() == damaged
+
+
+def test_weights_that_are_no_numbers_are_never_written(train, tmp_path):
+    """The step itself is finite, and so is its loss; what it makes of the weights is not."""
+    said = train("--steps", 1, "--lr", 3e38, output=tmp_path / "huge", status=1)
+    assert "weights or statistics are not finite after step 1" in said
+    assert not list((tmp_path / "huge").glob("**/*.pt"))
+    assert "--lr inf is not finite" in train("--steps", 1, "--lr", "inf", status=1)
+    assert "--epochs nan is not finite" in train("--epochs", "nan", status=1)
+
+
+def test_initial_weights_keep_their_padding(train, tmp_path):
+    save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), "flow", CLASSES[:4])
+    train("--steps", 1, "--init", tmp_path / "init.pt")
+    assert load_checkpoint(tmp_path / "run" / "model.pt").temporal_padding == "replicate"

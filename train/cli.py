@@ -39,18 +39,18 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
 @click.option("--val-split", help="Only this split of --val-shards.")
-@click.option("--steps", type=click.IntRange(min=1), help="How many steps in all; this or --epochs.")
+@click.option("--steps", type=click.IntRange(1, 10**9), help="How many steps in all; this or --epochs.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=6, show_default=True, help="Clips a step.")
-@click.option("--frames", type=click.IntRange(min=1), default=64, show_default=True, help="Frames of a window.")
+@click.option("--batch-size", type=click.IntRange(1, 100_000), default=6, show_default=True, help="Clips a step.")
+@click.option("--frames", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Frames of a window.")
 @CROP_OPTION
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
 @click.option(
     "--patience",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Evaluations without a lower loss, after which the learning rate falls to a tenth.",
+    help="Evaluations in a row without a new lowest loss, after which the learning rate falls to a tenth.",
 )
 @click.option(
     "--flip/--no-flip",
@@ -162,7 +162,7 @@ def predict_command(
     """
     try:
         found = predict(video, load_streams(rgb, flow), start, end, top, crop, short_side)
-    except (VideoError, CheckpointError, ValueError) as error:
+    except (VideoError, CheckpointError, ValueError, OSError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])
         raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error
     if as_json:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from manifests.files import write_file
+from manifests.sample import FormatError
 
 PLAIN_SECONDS = 15.0
 T = TypeVar("T")
@@ -67,9 +68,9 @@ class Log:
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Note what an evaluation after `step` steps found."""
-        self._write(step, values, "validation")
-        names = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5"}
-        self.say(f"step {step}: validation " + "  ".join(f"{names[n]} {values[n]:.4f}" for n in names if n in values))
+        self._write(step, values, "evaluation")
+        names = {"mean_loss": "training loss", "val_loss": "validation loss", "val_top1": "top-1", "val_top5": "top-5"}
+        self.say(f"step {step}: " + "  ".join(f"{names[n]} {values[n]:.4f}" for n in names if n in values))
 
     def evaluating(self, items: Iterable[T], total: int) -> Iterator[T]:
         """Show the progress through `total` items."""
@@ -97,15 +98,23 @@ class Log:
     def _write(self, step: int, values: dict[str, float], group: str) -> None:
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
+            self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a killed process left unfinished is not counted."""
-    lines = []
-    for line in file.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
+    """The lines of a run's `metrics.jsonl`; a last one that a killed process left unfinished is not counted.
+
+    Raises:
+        FormatError: another line that is none of ours; names it.
+    """
+    values = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
             break
-    return lines
+        try:
+            value = json.loads(line)
+            value["step"] + 0  # a number
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{file}: line {number} is no metrics of a step: {error!r}") from error
+        values.append(value)
+    return values

@@ -24,6 +24,8 @@ from train.plan import Plan
 from train.run import Configuration, Session, checkpoint_path, remove_old_checkpoints
 from train.stream import Samples
 
+_REMEDY = "Checkpoints are as they were; begin again with a lower --lr in another --output, perhaps with --init"
+
 
 class NonFiniteLossError(Exception):
     """The loss or a gradient is no number."""
@@ -76,10 +78,12 @@ def train(
             times = {"seconds": time.monotonic() - started, "waiting_seconds": waited}
             log.step(state.step, {"epoch": plan.epoch(state.step), **values, **times})
             last = state.step == session.steps
-            if last or state.step % configuration.evaluate_every == 0:
-                log.evaluation(state.step, test(state, folder, configuration, session, samples, validation, log))
-            if last or stop or state.step % session.checkpoint_every == 0:
+            tested = last or state.step % configuration.evaluate_every == 0
+            if tested or stop or state.step % session.checkpoint_every == 0:
                 save(state, folder, configuration, samples)
+            if tested and not stop:
+                log.evaluation(state.step, test(state, folder, configuration, session, samples, validation, log))
+                save(state, folder, configuration, samples)  # with what the schedule and the best loss are now
         if steps.start >= session.steps:
             log.say(f"nothing to do: {steps.start} steps are done, {session.steps} were asked for")
         if stop:
@@ -138,6 +142,9 @@ def test(
         loss = F.cross_entropy(torch.stack(logits), torch.tensor(labels)).item()
         tops = {f"val_top{k}": top_share(logits, labels, k) for k in (1, TOP)}
         values |= {"val_loss": loss, **{name: share for name, share in tops.items() if share is not None}}
+    _require_finite(state)
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"the validation loss after step {state.step} is not finite. {_REMEDY}")
     state.network.train()
     if state.step % configuration.evaluate_every == 0:  # not at an end between: going on later changes nothing
         state.schedule.step(loss)
@@ -162,7 +169,8 @@ def new_state(
     assert samples.classes is not None  # `trainable_samples` has seen to it
     labels = samples.classes.labels
     torch.manual_seed(configuration.seed)
-    network = I3D(len(labels), STREAM_CHANNELS[configuration.stream], configuration.dropout)
+    channels = STREAM_CHANNELS[configuration.stream]
+    network = I3D(len(labels), channels, configuration.dropout, configuration.temporal_padding)
     if initial is not None:
         weights = initial.state_dict
         if not keeps_head(initial, samples.classes):
@@ -175,7 +183,12 @@ def new_state(
         configuration.momentum,
         weight_decay=configuration.weight_decay,
     )
-    schedule = ReduceLROnPlateau(optimizer, factor=configuration.learning_rate_factor, patience=configuration.patience)
+    schedule = ReduceLROnPlateau(
+        optimizer,
+        factor=configuration.learning_rate_factor,
+        patience=configuration.patience - 1,  # torch waits for one more
+        threshold=0.0,
+    )
     return State(network, optimizer, schedule)
 
 
@@ -186,7 +199,12 @@ def keeps_head(initial: Checkpoint, classes: ClassList) -> bool:
 
 
 def save(state: State, folder: Path, configuration: Configuration, samples: Samples) -> None:
-    """Write a checkpoint to resume from, and remove old ones."""
+    """Write a checkpoint to resume from, and remove old ones.
+
+    Raises:
+        NonFiniteLossError: weights that are not finite; nothing is written.
+    """
+    _require_finite(state)
     assert samples.classes is not None  # `trainable_samples` has seen to it
     training = {
         "step": state.step,
@@ -208,13 +226,18 @@ def restore(state: State, path: Path) -> None:
         CheckpointError: a damaged file, or one that is no checkpoint of a training.
     """
     checkpoint, training = load_training(path)
-    state.network.load_state_dict(checkpoint.state_dict)
     try:
+        state.network.load_state_dict(checkpoint.state_dict)
         state.optimizer.load_state_dict(training["optimizer"])
-        state.schedule.load_state_dict(training["schedule"])
-        state.step, state.losses = training["step"], training["losses"]
-        state.loss_sum, state.best_loss = training["loss_sum"], training["best_loss"]
-    except (KeyError, ValueError, TypeError) as error:
+        for parameter, buffers in state.optimizer.state.items():
+            if buffers["momentum_buffer"].shape != parameter.shape:
+                raise ValueError(f"a momentum of shape {list(buffers['momentum_buffer'].shape)}")
+        state.schedule.load_state_dict({**training["schedule"], "best": float(training["schedule"]["best"])})
+        state.step, state.losses = int(training["step"]), int(training["losses"])
+        state.loss_sum, state.best_loss = float(training["loss_sum"]), float(training["best_loss"])
+        if path.name != checkpoint_path(path.parent, state.step).name:
+            raise ValueError(f"the state after {state.step} steps")
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the state of this training: {error!r}") from error
 
 
@@ -235,10 +258,17 @@ def stop_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _require_finite(state: State) -> None:
+    broken = [name for name, tensor in state.network.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise NonFiniteLossError(
+            f"{len(broken)} weights or statistics are not finite after step {state.step}. " + _REMEDY + ""
+        )
+
+
 def _non_finite(values: dict[str, float], plan: Plan, samples: Samples, step: int) -> NonFiniteLossError:
     keys = ", ".join(samples.samples[view.sample].key for view in plan.batch(step))
     what = "loss" if not math.isfinite(values["loss"]) else "gradient"
     return NonFiniteLossError(
-        f"the {what} of step {step + 1} is not finite; samples: {keys}. The weights of step {step} are untouched and "
-        f"earlier checkpoints whole; a lower --lr than {values['lr']:g} may help"
+        f"the {what} of step {step + 1} is not finite; samples: {keys}; learning rate {values['lr']:g}. {_REMEDY}"
     )

@@ -33,7 +33,7 @@ class Plan:
         clip_frames: [N] ints, the stored pictures of each sample of the stream that is trained.
         frames: pictures of a window.
         batch_size: samples of a step.
-        seed: any number from 0 to 2⁶⁴ − 1.
+        seed: any number from 0 to 2⁶³ − 1.
         flip: mirror half of the views.
     """
 

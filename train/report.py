@@ -22,9 +22,10 @@ def loss_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     for name, lines in runs.items():
         losses = np.array([line["loss"] for line in lines if "loss" in line])
         sums = np.cumsum(np.concatenate([[0.0], losses]))
-        steps = np.arange(1, len(losses) + 1)
-        first = np.maximum(steps - SMOOTHING_STEPS, 0)
-        curves[name] = (steps.tolist(), ((sums[steps] - sums[first]) / (steps - first)).tolist())
+        last = np.arange(1, len(losses) + 1)
+        first = np.maximum(last - SMOOTHING_STEPS, 0)
+        steps = [line["step"] for line in lines if "loss" in line]
+        curves[name] = (steps, ((sums[last] - sums[first]) / (last - first)).tolist())
     return line_chart(f"Training loss, mean of {SMOOTHING_STEPS} steps", "step", curves)
 
 

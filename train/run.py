@@ -10,7 +10,8 @@ RUN/checkpoints/           the newest states of the training, to resume from
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,14 @@ import torch
 from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.lease import LEASE
 from manifests.sample import FormatError, differences
-from model import Stream
+from model import Stream, TemporalPadding
 from train.stream import Samples
 
 Precision = Literal["fp32", "bf16"]
 
 CHECKPOINTS_KEPT = 2
 _CONFIG = "config.json"
+_CHECKPOINT = re.compile(r"[0-9]{9}\.pt")
 
 
 class RunError(Exception):
@@ -54,6 +56,7 @@ class Configuration:
     weight_decay: float = 1e-7  # of the released training; the paper names none
     learning_rate_factor: float = 0.1
     dropout: float = 0.5
+    temporal_padding: TemporalPadding = "zero"
     model: str = "i3d"
 
 
@@ -89,7 +92,7 @@ def identity(samples: Samples) -> dict[str, Any]:
 
 
 def open_run(folder: Path, configuration: Configuration, session: Session, resume: bool) -> Path | None:
-    """Make a folder a run's and write its `config.json`. One whose run came to no checkpoint is begun anew.
+    """Make a folder a run's and write its `config.json`. One whose run came to no network is begun anew.
 
     Args:
         folder: of the run; the caller holds its lease.
@@ -106,8 +109,8 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     """
     wanted = json.loads(canonical_json(asdict(configuration)))
     file = folder / _CONFIG
-    newest = max((folder / "checkpoints").glob("*.pt"), default=None)
-    if newest is not None:
+    steps = checkpoint_steps(folder)
+    if steps or (folder / "model.pt").exists():
         found = _read_configuration(file)
         if not resume:
             raise RunError(f"{folder}: holds a run already; go on with it (--resume auto) or choose another --output")
@@ -123,7 +126,7 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     content = {"configuration": wanted, "session": asdict(session), "versions": versions}
     write_file(file, canonical_json(content))
-    return newest
+    return checkpoint_path(folder, steps[-1]) if steps else None
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -131,14 +134,23 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"{step:09d}.pt"
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose states are kept, in order; files of other names are not ours."""
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("*.pt") if _CHECKPOINT.fullmatch(path.name))
+
+
 def remove_old_checkpoints(folder: Path) -> None:
     """Keep the newest few."""
-    for old in sorted((folder / "checkpoints").glob("*.pt"))[:-CHECKPOINTS_KEPT]:
-        old.unlink()
+    for step in checkpoint_steps(folder)[:-CHECKPOINTS_KEPT]:
+        checkpoint_path(folder, step).unlink()
 
 
 def _read_configuration(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_bytes())["configuration"])
+        found = dict(json.loads(file.read_bytes())["configuration"])
+        missing = [field.name for field in fields(Configuration) if field.name not in found]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{file}: not the configuration of a run: {error!r}") from error

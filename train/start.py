@@ -45,7 +45,7 @@ def start(
     """Train as the command's options say.
 
     Raises:
-        ValueError: not exactly one of steps and epochs.
+        ValueError: not exactly one of steps and epochs, or one that is not finite.
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
         RunError: a folder that holds something else.
@@ -53,6 +53,9 @@ def start(
         NonFiniteLossError: the training diverged.
         OSError: a file that cannot be read or written.
     """
+    for name, value in (("--epochs", epochs), ("--lr", lr)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} {value} is not finite")
     if (steps is None) == (epochs is None):
         raise ValueError("how long to train: give either --steps or --epochs")
     samples = trainable_samples(open_samples(shards, split), stream)
@@ -74,6 +77,7 @@ def start(
         data=identity(samples),
         validation=identity(validation) if validation is not None else None,
         initial=initial.sha256 if initial is not None else None,
+        temporal_padding=initial.temporal_padding if initial is not None else "zero",
     )
     session = Session(
         steps=steps or math.ceil((epochs or 0) * len(samples) / batch_size),
