@@ -262,7 +262,7 @@ def _require_finite(state: State) -> None:
     broken = [name for name, tensor in state.network.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise NonFiniteLossError(
-            f"{len(broken)} weights or statistics are not finite after step {state.step}. " + _REMEDY + ""
+            f"{len(broken)} weights or statistics are not finite after step {state.step}. " + _REMEDY
         )
 
 
