@@ -65,7 +65,7 @@ def _predictions(dataset: Path, clips: list[dict[str, Any]]) -> str:
         clip_figure(read_sample(dataset, clip["key"]), f"{clip['label']}: {clip['key']}", prediction(clip))
         for clip in chosen
     ]
-    return f"<h2>Predictions on held-out clips</h2>{''.join(figures)}"
+    return f"<h2>Predictions on held-out clips</h2><p>Wrong ones first.</p>{''.join(figures)}"
 
 
 def summary(found: dict[str, Any], single: dict[str, Any], seconds: float) -> dict[str, Any]:
