@@ -62,7 +62,9 @@ def _predictions(dataset: Path, clips: list[dict[str, Any]]) -> str:
         seen[clip["label"]] += 1
     chosen = [clip for _, clip in sorted(zip(order, clips, strict=True), key=lambda pair: pair[0])[:PICTURES]]
     figures = [
-        clip_figure(read_sample(dataset, clip["key"]), f"{clip['label']}: {clip['key']}", prediction(clip))
+        clip_figure(
+            read_sample(dataset, clip["key"]), f"{clip['label']}: {clip['key']}", f"{prediction(clip)}<br>{clip['key']}"
+        )
         for clip in chosen
     ]
     return f"<h2>Predictions on held-out clips</h2><p>Wrong ones first.</p>{''.join(figures)}"
