@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .PHONY: help install system demo test test-all lint bench constraints clean
 
 help:
-	@echo "make demo      set up, then in about ten minutes: render clips, prepare them, train both streams, write a report page"
+	@echo "make demo      set up, then render clips, prepare them, train both streams, write a report page"
 	@echo "make test      set up and run the tests (minutes); make test-all adds the slow ones"
 	@echo "make lint      ruff, mypy, the direction of imports"
 	@echo "make bench     measure against named alternatives"
