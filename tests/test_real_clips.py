@@ -85,8 +85,8 @@ def test_the_released_network_learns_new_classes_by_heart(shared, tmp_path):
     listed.write_text("path,label,start,end\n" + "\n".join([*rows, "longhd1080p.mp4,street,31,35"]) + "\n")
     data = ("--manifest", listed, "--source", shared / "data" / "videos", "--flow", "none")
     command(main, "run", *data, "--output", tmp_path / "data")
-    weights = ("--init", shared / "weights" / "rgb_scratch" / "model.ckpt", "--lr", 0.01)
-    size = ("--steps", 10, "--batch-size", 4, "--frames", 16, "--workers", 1)
+    weights = ("--init", shared / "weights" / "rgb_scratch" / "model.ckpt", "--lr", 0.1)
+    size = ("--steps", 12, "--batch-size", 4, "--frames", 16, "--workers", 1, "--evaluate-every", 100)
     run = tmp_path / "run"
     command(train_command, "--shards", tmp_path / "data", "--stream", "rgb", "--output", run, *weights, *size)
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
