@@ -25,14 +25,16 @@ class Log:
     Args:
         folder: of the run.
         first_step: steps that are done already.
+        tested: the step of the last evaluation that is done already.
         steps: steps in all.
         batch_size: clips a step, for the rate.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, batch_size: int) -> None:
+    def __init__(self, folder: Path, first_step: int, tested: int, steps: int, batch_size: int) -> None:
         file = folder / "metrics.jsonl"
         if file.exists():
-            lines = [line for line in read_metrics(file) if line["step"] <= first_step]
+            done = {False: first_step, True: tested}
+            lines = [line for line in read_metrics(file) if line["step"] <= done["mean_loss" in line]]
             write_file(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self._file = file.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)

@@ -42,6 +42,11 @@ class State:
     loss_sum: float = 0.0  # of the training losses since the last evaluation,
     losses: int = 0  # and their number
     best_loss: float = math.inf  # of all evaluations
+    tested: int = 0  # the step after which the last evaluation came
+
+    def is_due(self, steps: int, evaluate_every: int) -> bool:
+        """Whether an evaluation is still to come before the next step: at its turn, and after the last of `steps`."""
+        return self.tested < self.step and (self.step == steps or self.step % evaluate_every == 0)
 
 
 def train(
@@ -66,8 +71,13 @@ def train(
         restore(state, resume_from)
     steps = range(state.step, session.steps)
     batches = training_batches(samples, stream, plan, steps, configuration.crop, session.workers, device.type == "cuda")
-    with Log(folder, state.step, session.steps, configuration.batch_size) as log, stop_on_signals() as stop:
-        while state.step < session.steps and not stop:
+    with Log(folder, state.step, state.tested, session.steps, plan.batch_size) as log, stop_on_signals() as stop:
+        while not stop:
+            if state.is_due(session.steps, configuration.evaluate_every):  # perhaps from before a stop
+                log.evaluation(state.step, test(state, folder, configuration, session, samples, validation, log))
+                save(state, folder, configuration, samples)
+            if stop or state.step >= session.steps:
+                break
             started = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - started
@@ -77,13 +87,9 @@ def train(
             state.step += 1
             times = {"seconds": time.monotonic() - started, "waiting_seconds": waited}
             log.step(state.step, {"epoch": plan.epoch(state.step), **values, **times})
-            last = state.step == session.steps
-            tested = last or state.step % configuration.evaluate_every == 0
-            if tested or stop or state.step % session.checkpoint_every == 0:
+            due = state.is_due(session.steps, configuration.evaluate_every)
+            if due or stop or state.step % session.checkpoint_every == 0:
                 save(state, folder, configuration, samples)
-            if tested and not stop:
-                log.evaluation(state.step, test(state, folder, configuration, session, samples, validation, log))
-                save(state, folder, configuration, samples)  # with what the schedule and the best loss are now
         if steps.start >= session.steps:
             log.say(f"nothing to do: {steps.start} steps are done, {session.steps} were asked for")
         if stop:
@@ -149,6 +155,7 @@ def test(
     if state.step % configuration.evaluate_every == 0:  # not at an end between: going on later changes nothing
         state.schedule.step(loss)
         state.loss_sum, state.losses = 0.0, 0
+    state.tested = state.step
     save_run(folder / "model.pt", state.network, stream, classes.labels)
     if validation is not None and loss < state.best_loss:
         state.best_loss = loss
@@ -211,6 +218,7 @@ def save(state: State, folder: Path, configuration: Configuration, samples: Samp
         "loss_sum": state.loss_sum,
         "losses": state.losses,
         "best_loss": state.best_loss,
+        "tested": state.tested,
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
     }
@@ -235,6 +243,7 @@ def restore(state: State, path: Path) -> None:
         state.schedule.load_state_dict({**training["schedule"], "best": float(training["schedule"]["best"])})
         state.step, state.losses = int(training["step"]), int(training["losses"])
         state.loss_sum, state.best_loss = float(training["loss_sum"]), float(training["best_loss"])
+        state.tested = int(training["tested"])
         if path.name != checkpoint_path(path.parent, state.step).name:
             raise ValueError(f"the state after {state.step} steps")
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
