@@ -9,7 +9,7 @@ from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
 from flow.colour import colour_code, colour_legend
 from flow.estimate import tvl1
 from flow.frames import decode_frames
-from flow.opencv import TVL1Params
+from flow.parameters import TVL1Params
 
 __all__ = [
     "TVL1Params",

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from flow.opencv import TVL1Params, solve_pairs
+from flow.opencv import solve_pairs
+from flow.parameters import TVL1Params
 
 # Below this size no pyramid level is left for OpenCV's solver to start from.
 MINIMUM_SIDE_PIXELS = 16

@@ -1,26 +1,9 @@
 """The reference backend: OpenCV's TV-L1 on the CPU, `cv2.optflow.DualTVL1OpticalFlow`."""
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
-
-@dataclass(frozen=True)
-class TVL1Params:
-    """Parameters of TV-L1, with the names and the defaults of `cv2.optflow.DualTVL1OpticalFlow`."""
-
-    tau: float = 0.25
-    lambda_: float = 0.15
-    theta: float = 0.3
-    scales: int = 5
-    warps: int = 5
-    epsilon: float = 0.01
-    inner_iterations: int = 30
-    outer_iterations: int = 10
-    scale_step: float = 0.8
-    gamma: float = 0.0
-    median_filtering: int = 5
+from flow.parameters import TVL1Params
 
 
 def solve_pairs(frames: np.ndarray, pairs: np.ndarray, params: TVL1Params, flow: np.ndarray) -> None:

@@ -1,0 +1,34 @@
+"""Parameters of TV-L1 and what follows from them alone."""
+
+from dataclasses import dataclass
+
+# OpenCV makes no pyramid level with a shorter side.
+MINIMUM_SIDE_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class TVL1Params:
+    """Parameters of TV-L1, with the names and the defaults of `cv2.optflow.DualTVL1OpticalFlow`."""
+
+    tau: float = 0.25
+    lambda_: float = 0.15
+    theta: float = 0.3
+    scales: int = 5
+    warps: int = 5
+    epsilon: float = 0.01
+    inner_iterations: int = 30
+    outer_iterations: int = 10
+    scale_step: float = 0.8
+    gamma: float = 0.0
+    median_filtering: int = 5
+
+
+def pyramid_sizes(height: int, width: int, params: TVL1Params) -> list[tuple[int, int]]:
+    """The (height, width) of each level, the picture's own first; sides round half to even, as OpenCV's do."""
+    sizes = [(height, width)]
+    while len(sizes) < params.scales:
+        smaller = (round(sizes[-1][0] * params.scale_step), round(sizes[-1][1] * params.scale_step))
+        if min(smaller) < MINIMUM_SIDE_PIXELS:
+            break
+        sizes.append(smaller)
+    return sizes
