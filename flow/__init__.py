@@ -7,7 +7,7 @@ picture = colour_code(flow[0])            # [H, W, 3] uint8
 
 from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
 from flow.colour import colour_code, colour_legend
-from flow.estimate import tvl1
+from flow.estimate import fastest_backend, tvl1
 from flow.frames import decode_frames
 from flow.parameters import TVL1Params
 
@@ -19,6 +19,7 @@ __all__ = [
     "decode_frames",
     "dequantise",
     "encode_flow",
+    "fastest_backend",
     "quantise",
     "tvl1",
 ]

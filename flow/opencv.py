@@ -6,10 +6,8 @@ import numpy as np
 from flow.parameters import TVL1Params
 
 
-def solve_pairs(frames: np.ndarray, pairs: np.ndarray, params: TVL1Params, flow: np.ndarray) -> None:
-    """Write the flow of `pairs` (indices of first frames) of `frames` [T, H, W] uint8 into `flow` [T − 1, H, W, 2]."""
-    # One OpenCV thread a pair: threads over pairs scale better than OpenCV's over rows, and workers must not multiply.
-    cv2.setNumThreads(1)
+def solve_pair(frame0: np.ndarray, frame1: np.ndarray, params: TVL1Params, flow: np.ndarray) -> None:
+    """Write the flow of two [H, W] uint8 pictures into `flow` [H, W, 2] float32."""
     # A solver of its own: OpenCV's object is not thread-safe and keeps a lowered number of scales after a small image.
     solver = cv2.optflow.DualTVL1OpticalFlow.create(
         tau=params.tau,
@@ -25,5 +23,4 @@ def solve_pairs(frames: np.ndarray, pairs: np.ndarray, params: TVL1Params, flow:
         medianFiltering=params.median_filtering,
         useInitialFlow=False,
     )
-    for i in pairs:
-        flow[i] = solver.calc(frames[i], frames[i + 1], None)
+    flow[:] = solver.calc(frame0, frame1, None)

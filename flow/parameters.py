@@ -8,7 +8,11 @@ MINIMUM_SIDE_PIXELS = 16
 
 @dataclass(frozen=True)
 class TVL1Params:
-    """Parameters of TV-L1, with the names and the defaults of `cv2.optflow.DualTVL1OpticalFlow`."""
+    """Parameters of TV-L1, with the names and the defaults of `cv2.optflow.DualTVL1OpticalFlow`.
+
+    Raises:
+        ValueError: a value with which the method means nothing.
+    """
 
     tau: float = 0.25
     lambda_: float = 0.15
@@ -21,6 +25,20 @@ class TVL1Params:
     scale_step: float = 0.8
     gamma: float = 0.0
     median_filtering: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "lambda_", "theta"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} {getattr(self, name)}: must be positive")
+        for name in ("scales", "warps", "inner_iterations", "outer_iterations"):
+            if not 1 <= getattr(self, name) <= 10_000:
+                raise ValueError(f"{name} {getattr(self, name)}: must be from 1 to 10,000")
+        if not 0 <= self.epsilon < float("inf"):
+            raise ValueError(f"epsilon {self.epsilon}: must not be negative")
+        if not 0 < self.scale_step < 1:
+            raise ValueError(f"scale_step {self.scale_step}: must be between 0 and 1")
+        if self.median_filtering not in (1, 3, 5):
+            raise ValueError(f"median_filtering {self.median_filtering}: must be 1 (none), 3 or 5")
 
 
 def pyramid_sizes(height: int, width: int, params: TVL1Params) -> list[tuple[int, int]]:

@@ -62,7 +62,7 @@ def main() -> None:
     help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube.",
 )
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
-@click.option("--flow", type=click.Choice(["opencv", "none"]), default="opencv", show_default=True, help=FLOW_HELP)
+@click.option("--flow", type=click.Choice(["tvl1", "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
 @click.option(
     "--short-side", type=int, default=256, show_default=True, help="Stored short side in pixels, even, 32 to 1080."
 )
@@ -102,7 +102,7 @@ def run_command(
             [*manifests, *map(Path, further)],
             parse_source(source),
             output,
-            flow=flow == "opencv",
+            flow=flow == "tvl1",
             short_side=short_side,
             classes=classes,
             options=options,

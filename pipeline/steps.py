@@ -16,7 +16,9 @@ from typing import Any
 
 import av
 import cv2
+import numba
 
+from flow import fastest_backend
 from manifests.classes import ClassList
 from manifests.clip import Clip
 from manifests.files import canonical_json, write_file
@@ -28,7 +30,6 @@ from pipeline.ledger import Outcome, record_outcomes
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
-FLOW_BACKEND = "opencv"
 SCRATCH = ".scratch"
 
 
@@ -149,7 +150,7 @@ def provenance(specification: Specification) -> dict[str, str]:
     """What made a generation: backends and versions, which the specification leaves open."""
     made_by = {"pyav": av.__version__}
     if specification.flow is not None:
-        made_by |= {"flow_backend": FLOW_BACKEND, "opencv": cv2.__version__}
+        made_by |= {"flow_backend": fastest_backend(), "opencv": cv2.__version__, "numba": numba.__version__}
     return made_by
 
 
@@ -187,7 +188,8 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
 
 def add_flow(members: dict[str, bytes], coding: FlowCoding) -> dict[str, bytes]:
     """Compute flow from a sample's stored RGB and give the sample with it: flow has one picture less than RGB."""
-    flow = flow_of(members[RGB], coding, backend=FLOW_BACKEND)
+    backend = fastest_backend()
+    flow = flow_of(members[RGB], coding, backend=backend)
     metadata = json.loads(members[METADATA])
     if flow.frames != metadata["rgb"]["frames"] - 1:
         raise RuntimeError(f"{metadata['key']}: {flow.frames} flows of {metadata['rgb']['frames']} frames")
@@ -199,8 +201,7 @@ def add_flow(members: dict[str, bytes], coding: FlowCoding) -> dict[str, bytes]:
         "variant": coding.variant,
         "variant_version": coding.variant_version,
         "parameters": coding.parameters,
-        "backend": FLOW_BACKEND,
-        "backend_version": cv2.__version__,
+        "backend": backend,
         "sha256": hashlib.sha256(flow.content).hexdigest(),
     }
     return {**members, FLOW: flow.content, METADATA: canonical_json(metadata)}

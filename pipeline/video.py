@@ -226,7 +226,7 @@ def default_flow_coding() -> FlowCoding:
     return FlowCoding(parameters=asdict(TVL1Params()))
 
 
-def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "opencv", threads: int = 1) -> StoredFlow:
+def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "auto", threads: int = 1) -> StoredFlow:
     """Flow of a stored RGB video, from its decoded pictures: one flow picture less than there are frames.
 
     Args:
