@@ -25,7 +25,7 @@ from tests.demo.render import CLASSES, Video, plan_videos, render_all, write_man
 # Four of the ten classes and small pictures: flow costs in proportion to their area, training too.
 LABELS = CLASSES[:4]
 CLIPS_PER_CLASS_TRAIN = 24
-CLIPS_PER_CLASS_VAL = 12
+CLIPS_PER_CLASS_VAL = 24
 CLIP_SECONDS = 1
 SIZES = ((160, 120), (120, 160), (128, 128), (150, 120))
 SHORT_SIDE_PIXELS = 48
