@@ -53,7 +53,7 @@ constraints:
 	@command -v uv >/dev/null || { echo "make constraints needs uv (pip install uv)"; exit 1; }
 	(sed '/^[^#]/,$$d' constraints.txt; echo torch==2.13.0 > build-torch.txt; \
 	  uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header --no-annotate \
-	  --constraint build-torch.txt pyproject.toml | grep -vE '^(nvidia|cuda|triton)') > constraints.new
+	  --constraint build-torch.txt pyproject.toml | grep -vE '^(nvidia|cuda)') > constraints.new
 	rm build-torch.txt && mv constraints.new constraints.txt
 
 clean:
