@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flow import TVL1Params, colour_code, colour_legend, decode_flow_codes, dequantise, encode_flow, quantise, tvl1
+from tests.scenes import SCENES, render_pair
 
 
 def moving_texture(frames=3, dx=1.5, dy=-0.75, seed=0, height=64, width=80):
@@ -75,6 +76,18 @@ def test_our_solver_is_opencvs_with_its_defaults(seed):
     found = errors(tvl1(frames, backend="cpu"), tvl1(frames, backend="opencv"))
     assert found.mean() <= 0.03
     assert np.percentile(found, 99) <= 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_our_solver_is_opencvs_on_scenes_of_full_size(scene):
+    """And no further from the true flow than OpenCV's."""
+    pair, truth, _ = render_pair(scene, seed=7)
+    ours, reference = tvl1(pair, backend="cpu")[0], tvl1(pair, backend="opencv")[0]
+    assert errors(truth, 0 * truth).mean() >= 1
+    assert errors(ours, reference).mean() <= 0.03
+    assert np.percentile(errors(ours, reference), 99) <= 0.3
+    assert errors(ours, truth).mean() <= errors(reference, truth).mean() + 0.01
 
 
 def test_what_does_not_move_has_no_flow_at_all():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from flow import tvl1
+from flow.files import read_flo
 from manifests.sample import RgbCoding
 from pipeline.cli import main
 from pipeline.video import decode_rgb, encode_rgb
@@ -67,6 +69,41 @@ def test_an_avi_whose_index_points_behind_its_first_frame(shared, tmp_path):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:50]
     wanted = np.stack([cv2.resize(frame, (342, 256), interpolation=cv2.INTER_LINEAR) for frame in frames])
     assert np.abs(decode_rgb(stored.content).astype(float) - wanted).mean() < 5
+
+
+def test_rubber_whale(shared):
+    """Baker et al. 2011, with their true flow; unknown pixels hold 1e9 and more."""
+    import cv2
+
+    folder = shared / "data" / "flow"
+    frames = np.stack([cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE) for name in ("frame10.png", "frame11.png")])
+    truth = read_flo(folder / "flow10.flo")
+    known = (np.abs(truth) < 1e9).all(-1)
+    error = np.hypot(*np.moveaxis(tvl1(frames, threads=1)[0] - truth, -1, 0))[known].mean()
+    assert error <= 0.160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cleanpool01.mp4", "eyebrowucf1.avi"])
+def test_our_flow_of_real_pairs_is_opencvs(shared, name):
+    """At short side 256, on pairs that move by a pixel or more on average."""
+    import av
+    import cv2
+
+    with av.open(str(shared / "data" / "videos" / name)) as container:
+        grey = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    share = 256 / min(grey[0].shape)
+    size = round(grey[0].shape[1] * share), round(grey[0].shape[0] * share)
+    moving = 0
+    for first in range(10, len(grey) - 1, len(grey) // 5):
+        pair = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey[first : first + 2]])
+        reference = tvl1(pair, backend="opencv")[0]
+        if np.hypot(*np.moveaxis(reference, -1, 0)).mean() >= 1:
+            moving += 1
+            error = np.hypot(*np.moveaxis(tvl1(pair, backend="cpu")[0] - reference, -1, 0))
+            assert error.mean() <= 0.03, first
+            assert np.percentile(error, 99) <= 0.3, first
+    assert moving >= 2
 
 
 @pytest.mark.slow

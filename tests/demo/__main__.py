@@ -32,8 +32,9 @@ SHORT_SIDE_PIXELS = 48
 CROP_PIXELS = 48
 FRAMES = 16
 BATCH_SIZE = 8
-STEPS = {"flow": 75, "rgb": 100, "single frame": 100}
+STEPS = 100
 EVALUATE_EVERY = 50
+NETWORKS = ("flow", "rgb", "single frame")
 LEARNING_RATE = 0.0005
 WORKERS = 2
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.rule("2/5  Preparing: fetch from loopback, trim, 25 fps, TV-L1 flow, shards")
     prepare(videos, output)
     console.rule("3/5  Training: I3D on flow, I3D on RGB, and a classifier of single frames")
-    runs = {name: output / "runs" / name.replace(" ", "-") for name in STEPS}
+    runs = {name: output / "runs" / name.replace(" ", "-") for name in NETWORKS}
     for name, run in runs.items():
         train(output / "dataset", name, run, options.seed)
     console.rule("4/5  Testing on held-out clips")
@@ -102,7 +103,7 @@ def train(dataset: Path, name: str, folder: Path, seed: int) -> None:
     data = ["--shards", dataset, "--split", "train", "--stream", stream, "--output", folder, "--resume", "auto"]
     # Mirroring would turn "moving left" into "moving right".
     views = ["--frames", frames, "--crop", CROP_PIXELS, "--no-flip"]
-    steps = ["--steps", STEPS[name], "--batch-size", BATCH_SIZE, "--lr", LEARNING_RATE, "--seed", seed]
+    steps = ["--steps", STEPS, "--batch-size", BATCH_SIZE, "--lr", LEARNING_RATE, "--seed", seed]
     # So patient that no schedule tells the three trainings apart.
     schedule = ["--evaluate-every", EVALUATE_EVERY, "--patience", 100]
     curve = ["--val-shards", dataset, "--val-split", "val"]  # of whole clips, which is not how single frames are tested
