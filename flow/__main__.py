@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flow.estimate import SOLVERS, tvl1
+from flow.estimate import BACKENDS, tvl1
 from flow.files import FILE_WRITERS, FOLDER_WRITERS, Writer
 from flow.parameters import MINIMUM_SIDE_PIXELS
 
@@ -37,7 +37,7 @@ PLAIN_SECONDS = 15.0
 @click.option(
     "--bound", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="In pixels."
 )
-@click.option("--backend", type=click.Choice(["auto", *SOLVERS]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Pairs at a time; by default one a core.")
 def main(
     video: Path, output: Path, form: str, short_side: int | None, bound: float, backend: str, threads: int | None

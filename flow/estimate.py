@@ -1,7 +1,11 @@
 """TV-L1 optical flow: the one front door to every backend (Zach, Pock, Bischof 2007, in OpenCV's discretisation)."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,28 +13,40 @@ import numpy as np
 from flow import cpu, opencv
 from flow.parameters import MINIMUM_SIDE_PIXELS, TVL1Params
 
-Solver = Callable[[np.ndarray, np.ndarray, TVL1Params, np.ndarray], None]
-SOLVERS: dict[str, Solver] = {"cpu": cpu.solve_pair, "opencv": opencv.solve_pair}
+CUDA = "cuda"
+PairSolver = Callable[[np.ndarray, np.ndarray, TVL1Params, np.ndarray], None]
+PAIR_SOLVERS: dict[str, PairSolver] = {"cpu": cpu.solve_pair, "opencv": opencv.solve_pair}
+BACKENDS = (CUDA, *PAIR_SOLVERS)
+
+_gpu = threading.Lock()  # a call fills the memory that is free, so threads take turns
 
 
 def fastest_backend(params: TVL1Params = TVL1Params()) -> str:
-    """What `backend="auto"` takes here: "cpu", or "opencv" where the illumination term is asked for (gamma ≠ 0)."""
-    return "opencv" if params.gamma else "cpu"
+    """What `backend="auto"` takes: "cuda" with a GPU, else "cpu"; "opencv" for an illumination term (gamma ≠ 0)."""
+    if params.gamma:
+        return "opencv"
+    return CUDA if _has_gpu() else "cpu"
 
 
 def tvl1(
-    frames: np.ndarray, params: TVL1Params = TVL1Params(), *, backend: str = "auto", threads: int = 1
+    frames: np.ndarray,
+    params: TVL1Params = TVL1Params(),
+    *,
+    backend: str = "auto",
+    device: str = "cuda",
+    threads: int = 1,
 ) -> np.ndarray:
     """TV-L1 flow between the consecutive frames of a clip.
 
-    A pair's result depends on the pair, the parameters and the backend alone.
+    A pair's result depends on the pair, the parameters and the backend alone; "cuda" and "cpu" give the same.
 
     Args:
         frames: [T, H, W] uint8 grey pictures, T ≥ 2, sides of at least 16 pixels.
         params: parameters of the method.
-        backend: "cpu" is ours; "opencv" is `cv2.optflow.DualTVL1OpticalFlow`, the reference, which ours follows to
-            some hundredths of a pixel; "auto" is the fastest of them.
-        threads: pairs computed at a time.
+        backend: "cuda" and "cpu" are ours; "opencv" is `cv2.optflow.DualTVL1OpticalFlow`, the reference, which ours
+            follow to some hundredths of a pixel; "auto" is the fastest of them.
+        device: where "cuda" works, as torch names it.
+        threads: pairs computed at a time on the CPU.
 
     Returns:
         [T − 1, H, W, 2] float32: the motion (x, y) in pixels from frame i to frame i + 1.
@@ -38,12 +54,13 @@ def tvl1(
     Raises:
         ValueError: another shape, dtype or backend, fewer than two frames, pictures that are too small, or parameters
             that the backend does not know.
+        ImportError: "cuda" without torch or Triton.
     """
     chosen = fastest_backend(params) if backend == "auto" else backend
-    if chosen not in SOLVERS:
-        raise ValueError(f"backend {backend!r} is unknown; there are 'auto', {', '.join(map(repr, SOLVERS))}")
-    if chosen == "cpu" and params.gamma:
-        raise ValueError(f"gamma {params.gamma:g}: the backend 'cpu' has no illumination term; 'opencv' has")
+    if chosen not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; there are 'auto', {', '.join(map(repr, BACKENDS))}")
+    if chosen != "opencv" and params.gamma:
+        raise ValueError(f"gamma {params.gamma:g}: the backend {chosen!r} has no illumination term; 'opencv' has")
     if frames.ndim != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [T, H, W] uint8 grey, not {frames.dtype} {list(frames.shape)}")
     count, height, width = frames.shape
@@ -51,14 +68,41 @@ def tvl1(
         raise ValueError(f"{count} frame: flow needs two or more")
     if min(height, width) < MINIMUM_SIDE_PIXELS:
         raise ValueError(f"frames of {width}x{height}: flow needs sides of at least {MINIMUM_SIDE_PIXELS} pixels")
+    if chosen == CUDA:
+        return _on_gpu(frames, params, device)
+    return _on_cpu(frames, params, PAIR_SOLVERS[chosen], threads)
+
+
+def _on_cpu(frames: np.ndarray, params: TVL1Params, solve_pair: PairSolver, threads: int) -> np.ndarray:
+    pairs = len(frames) - 1
     # One OpenCV thread a pair: threads over pairs scale better than OpenCV's over rows, and workers must not multiply.
     cv2.setNumThreads(1)
-    flow = np.empty((count - 1, height, width, 2), np.float32)
+    flow = np.empty((pairs, *frames.shape[1:], 2), np.float32)
 
     def solve(i: int) -> None:
-        SOLVERS[chosen](frames[i], frames[i + 1], params, flow[i])
+        solve_pair(frames[i], frames[i + 1], params, flow[i])
 
-    with ThreadPoolExecutor(max(1, min(threads, count - 1))) as pool:
-        for _ in pool.map(solve, range(count - 1)):
+    with ThreadPoolExecutor(max(1, min(threads, pairs))) as pool:
+        for _ in pool.map(solve, range(pairs)):
             pass  # raises what a solver raised
     return flow
+
+
+def _on_gpu(frames: np.ndarray, params: TVL1Params, device: str) -> np.ndarray:
+    import torch  # seconds that users of the CPU need not wait
+
+    from flow.cuda import solve_pairs
+
+    with _gpu:
+        on_device = torch.from_numpy(frames).to(device)
+        return solve_pairs(on_device[:-1], on_device[1:], params).cpu().numpy()
+
+
+@cache
+def _has_gpu() -> bool:
+    # The driver's file is looked for first, so that machines without one never import torch here.
+    if not Path("/dev/nvidiactl").exists() or find_spec("triton") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
