@@ -1,7 +1,7 @@
 """The loops of TV-L1 on the CPU (`flow.cpu`), which LLVM turns into vector instructions.
 
 The arithmetic is IEEE float32 in the order that is written here, fused where it says so; nothing is reordered or
-approximated. So the same pair gives the same bits on every processor.
+approximated. So the same pair should give the same bits on any processor that keeps to IEEE.
 
 What made it fast, in this order:
 - Rows are functions of their own whose arguments are declared not to overlap. Without that, LLVM would have to compare

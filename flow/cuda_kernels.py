@@ -326,6 +326,17 @@ def _load_and_update_u(u, p, constants, y, x, height, width, l_t, theta):
 
 
 @_kernel
+def _store_state(u, p, size, a, b, p11, p12, p21, p22, where):
+    """U and p of the pixels that `u` and `p` point to; planes are `size` pixels apart."""
+    tl.store(u, a, where)
+    tl.store(u + size, b, where)
+    tl.store(p, p11, where)
+    tl.store(p + size, p12, where)
+    tl.store(p + 2 * size, p21, where)
+    tl.store(p + 3 * size, p22, where)
+
+
+@_kernel
 def iterate_once(
     u, p, constants, flags, chosen, changes, pairs, height, width, l_t, theta, taut,
     length: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
@@ -359,12 +370,7 @@ def iterate_once(
     p11, p12, p21, p22 = _new_p(ax, ay, bx, by, p11, p12, p21, p22, taut)
     to_u = u + ((1 - at_u) * pairs + pair) * 2 * size + y * width + x
     to_p = p + ((1 - at_p) * pairs + pair) * 4 * size + y * width + x
-    tl.store(to_u, new_a, inside)
-    tl.store(to_u + size, new_b, inside)
-    tl.store(to_p, p11, inside)
-    tl.store(to_p + size, p12, inside)
-    tl.store(to_p + 2 * size, p21, inside)
-    tl.store(to_p + 3 * size, p22, inside)
+    _store_state(to_u, to_p, size, new_a, new_b, p11, p12, p21, p22, inside)
     tl.atomic_add(changes + pair * length, _change(new_a - a, new_b - b, inside))
 
 
@@ -415,9 +421,4 @@ def iterate(
 
     to_u = u + ((1 - at_u) * pairs + pair) * 2 * size + o
     to_p = p + ((1 - at_p) * pairs + pair) * 4 * size + o
-    tl.store(to_u, a, valid)
-    tl.store(to_u + size, b, valid)
-    tl.store(to_p, p11, valid)
-    tl.store(to_p + size, p12, valid)
-    tl.store(to_p + 2 * size, p21, valid)
-    tl.store(to_p + 3 * size, p22, valid)
+    _store_state(to_u, to_p, size, a, b, p11, p12, p21, p22, valid)

@@ -3,9 +3,6 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,10 +19,11 @@ _gpu = threading.Lock()  # a call fills the memory that is free, so threads take
 
 
 def fastest_backend(params: TVL1Params = TVL1Params()) -> str:
-    """What `backend="auto"` takes: "cuda" with a GPU, else "cpu"; "opencv" for an illumination term (gamma ≠ 0)."""
-    if params.gamma:
-        return "opencv"
-    return CUDA if _has_gpu() else "cpu"
+    """What `backend="auto"` takes: "cpu", or "opencv" for an illumination term (gamma ≠ 0).
+
+    Never "cuda" by itself as long as that has not been seen to run on a GPU.
+    """
+    return "opencv" if params.gamma else "cpu"
 
 
 def tvl1(
@@ -44,7 +42,7 @@ def tvl1(
         frames: [T, H, W] uint8 grey pictures, T ≥ 2, sides of at least 16 pixels.
         params: parameters of the method.
         backend: "cuda" and "cpu" are ours; "opencv" is `cv2.optflow.DualTVL1OpticalFlow`, the reference, which ours
-            follow to some hundredths of a pixel; "auto" is the fastest of them.
+            follow to some hundredths of a pixel; "auto" see `fastest_backend`.
         device: where "cuda" works, as torch names it.
         threads: pairs computed at a time on the CPU.
 
@@ -96,13 +94,3 @@ def _on_gpu(frames: np.ndarray, params: TVL1Params, device: str) -> np.ndarray:
     with _gpu:
         on_device = torch.from_numpy(frames).to(device)
         return solve_pairs(on_device[:-1], on_device[1:], params).cpu().numpy()
-
-
-@cache
-def _has_gpu() -> bool:
-    # The driver's file is looked for first, so that machines without one never import torch here.
-    if not Path("/dev/nvidiactl").exists() or find_spec("triton") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()

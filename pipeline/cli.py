@@ -30,7 +30,7 @@ DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
 IN_PROCESS = "FnApiRunner"
 
-FLOW_HELP = "What computes TV-L1; none for RGB only."
+FLOW_HELP = "With TV-L1 flow, or none: RGB only."
 DECODE_ALL = -1  # what `--decode` without a number stands for
 
 
