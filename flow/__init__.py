@@ -1,13 +1,13 @@
 """Optical flow: TV-L1, its 8-bit coding, and its pictures.
 
 flow = tvl1(frames)                       # [T, H, W] uint8 grey → [T − 1, H, W, 2] float32 pixels
-stored = encode_flow(flow) # H.264, 8 bits for ±20 px
+stored = encode_flow(flow)                # H.264, 8 bits for ±20 px
 picture = colour_code(flow[0])            # [H, W, 3] uint8
 """
 
 from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
 from flow.colour import colour_code, colour_legend
-from flow.estimate import fastest_backend, tvl1
+from flow.estimate import fastest_backend, tvl1, tvl1_pairs
 from flow.frames import decode_frames
 from flow.parameters import TVL1Params
 
@@ -22,4 +22,5 @@ __all__ = [
     "fastest_backend",
     "quantise",
     "tvl1",
+    "tvl1_pairs",
 ]

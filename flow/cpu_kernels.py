@@ -7,36 +7,41 @@ What made it fast, in this order:
 - Rows are functions of their own whose arguments are declared not to overlap. Without that, LLVM would have to compare
   dozens of pairs of pointers before each row, gives up, and works on one pixel at a time.
 - No double precision, no 64-bit integers, one division for two, no special first and last columns.
-- u of a row and p of the row above are one loop, so that divisions and roots wait behind other work.
+- Rows are passed as pointers: slices of arrays cost as much as ten pixels each.
 - Iterations follow each other through the picture one row apart, so that a row is in the cache for all of them.
 - The solver runs ahead of the stopping rule by as many iterations as it expects to need, and goes back where
   that was too far.
+- The warp loads the picture and its gradient at a neighbour at once; gathering from many places takes longer.
 """
 
 import math
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-# Guard columns at the left of each row: they hold p = 0 and keep rows on cache lines.
-GUARD = 16
+# Guard columns at the left of each row: they hold p = 0 and keep rows on the boundaries of vectors.
+GUARD = 8
 # The change of a pixel counts in whole units of 2⁻²⁴ px², so that a sum does not depend on its order. The largest
 # change that the thresholding step and the divergence can make with default parameters is 98 px².
 UNITS = np.float32(2**24)
 LARGEST_CHANGE = np.float32(127)
 # Iterations that follow each other through the picture: their rows fit the second-level cache at 340 columns.
 LONGEST_BLOCK = 10
-PLANES, STATE = 10, 6  # of a row: u1, u2, p11, p12, p21, p22 change with each iteration; ∂x, ∂y, 1/|∇|², ρ do not
+# Of a row: u1, u2, p11, p12, p21, p22 change with each iteration; ∂x, ∂y, 1/|∇|², ρ do not. With an illumination term
+# u3, p31 and p32 come after them.
+STATE, PLANES, PLANES_WITH_ILLUMINATION = 6, 10, 13
 MARGIN = 4  # zeros around a picture that is warped
 
 _ONE, _ZERO, _HALF = np.float32(1), np.float32(0), np.float32(0.5)
 
 
-class _DistinctArrays(Compiler):
-    """Compiles a function whose array arguments never overlap where one of them is written."""
+class _DistinctRows(Compiler):
+    """Compiles a function whose rows never overlap where one of them is written."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
@@ -44,7 +49,7 @@ class _DistinctArrays(Compiler):
 
 
 _compiled: Any = njit(nogil=True, error_model="numpy", cache=True)
-_compiled_row: Any = njit(nogil=True, error_model="numpy", cache=True, pipeline_class=_DistinctArrays)
+_compiled_row: Any = njit(nogil=True, error_model="numpy", cache=True, pipeline_class=_DistinctRows)
 
 
 @intrinsic
@@ -53,47 +58,61 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(a, b, c), lambda _context, builder, _signature, values: builder.fma(*values)
 
 
-@_compiled_row
-def update_row(
-    u1, u2, p11, p11_left, p12, p21, p21_left, p22, ix, iy, inverse, rho_c,
-    up_u1, up_u1_right, up_u2, up_u2_right, up_p11, up_p12, up_p21, up_p22, has_right, changes, l_t, theta, taut,
-):  # fmt: skip
-    """One iteration's u of one row, and its p of the row above, which waited for that; in place.
+@intrinsic
+def pointer(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 — values come with the code
+    """Where element `index` of a flat array lies."""
 
-    `u1` to `rho_c` are this row, `…_left` the same one column to the left; `up_…` are the row above, `…_right` the same
-    one column to the right; `has_right` is 1 where there is such a column, else 0; `changes` gets the squared change of
-    u in `UNITS`; `l_t`, `theta` and `taut` are λθ, θ and τ/θ.
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.gep(context.make_array(signature.args[0])(context, builder, values[0]).data, [values[1]])
+
+    return types.CPointer(array.dtype)(array, types.intp), code
+
+
+@_compiled_row
+def update_u(n, u1, u2, p11, p12, p12_above, p21, p22, p22_above, ix, iy, inverse, rho_c, changes, l_t, theta):
+    """One iteration's u of a row of n pixels, in place.
+
+    `…_above` are the row above, `changes` gets the squared change of u in `UNITS`; `l_t` and `theta` are λθ and θ.
     """
-    for x in range(u1.shape[0]):
+    for x in range(n):
         a, b = u1[x], u2[x]
-        above_p12, above_p22 = up_p12[x], up_p22[x]
         rho = fma(ix[x], a, fma(iy[x], b, rho_c[x]))
         step = min(max(-rho * inverse[x], -l_t), l_t)
-        div_p1 = (p11[x] - p11_left[x]) + (p12[x] - above_p12)
-        div_p2 = (p21[x] - p21_left[x]) + (p22[x] - above_p22)
+        div_p1 = (p11[x] - p11[x - 1]) + (p12[x] - p12_above[x])
+        div_p2 = (p21[x] - p21[x - 1]) + (p22[x] - p22_above[x])
         new_a = fma(theta, div_p1, fma(step, ix[x], a))
         new_b = fma(theta, div_p2, fma(step, iy[x], b))
-        u1[x], u2[x] = new_a, new_b
+        u1[x] = new_a
+        u2[x] = new_b
         da, db = new_a - a, new_b - b
         changes[x] = np.int32(min(fma(da, da, db * db), LARGEST_CHANGE) * UNITS)
-        a, b = up_u1[x], up_u2[x]
-        ax, ay = (up_u1_right[x] - a) * has_right[x], new_a - a
-        bx, by = (up_u2_right[x] - b) * has_right[x], new_b - b
+
+
+@_compiled_row
+def update_p(n, u1, u1_below, u2, u2_below, p11, p12, p21, p22, has_right, taut):
+    """One iteration's p of a row of n pixels, in place, from the new u.
+
+    `…_below` are the row below; `has_right` is 1 where there is a pixel to the right, else 0; `taut` is τ/θ.
+    """
+    for x in range(n):
+        a, b = u1[x], u2[x]
+        ax, ay = (u1[x + 1] - a) * has_right[x], u1_below[x] - a
+        bx, by = (u2[x + 1] - b) * has_right[x], u2_below[x] - b
         norm_a = fma(taut, np.sqrt(fma(ax, ax, ay * ay)), _ONE)
         norm_b = fma(taut, np.sqrt(fma(bx, bx, by * by)), _ONE)
         both = _ONE / (norm_a * norm_b)  # one division for two
         to_a, to_b = both * norm_b, both * norm_a
-        up_p11[x] = fma(taut, ax, up_p11[x]) * to_a
-        up_p12[x] = fma(taut, ay, above_p12) * to_a
-        up_p21[x] = fma(taut, bx, up_p21[x]) * to_b
-        up_p22[x] = fma(taut, by, above_p22) * to_b
+        p11[x] = fma(taut, ax, p11[x]) * to_a
+        p12[x] = fma(taut, ay, p12[x]) * to_a
+        p21[x] = fma(taut, bx, p21[x]) * to_b
+        p22[x] = fma(taut, by, p22[x]) * to_b
 
 
 @_compiled_row
-def update_last_p(u1, u1_right, u2, u2_right, p11, p21, has_right, taut):
+def update_last_p(n, u1, u2, p11, p21, has_right, taut):
     """The p of the last row, which has no row below: p12 and p22 stay 0."""
-    for x in range(u1.shape[0]):
-        ax, bx = (u1_right[x] - u1[x]) * has_right[x], (u2_right[x] - u2[x]) * has_right[x]
+    for x in range(n):
+        ax, bx = (u1[x + 1] - u1[x]) * has_right[x], (u2[x + 1] - u2[x]) * has_right[x]
         norm_a, norm_b = fma(taut, np.sqrt(ax * ax), _ONE), fma(taut, np.sqrt(bx * bx), _ONE)
         both = _ONE / (norm_a * norm_b)
         p11[x] = fma(taut, ax, p11[x]) * (both * norm_b)
@@ -101,57 +120,127 @@ def update_last_p(u1, u1_right, u2, u2_right, p11, p21, has_right, taut):
 
 
 @_compiled_row
-def sum_row(values):
-    """The sum of int32 values, in 64 bits."""
+def update_illumination(
+    n, u1, u2, u3, p31, p32, p32_above, ix, iy, inverse, rho_c, rho_lit, changes, gamma, l_t, theta
+):  # fmt: skip
+    """One iteration's u3 of a row; `rho_lit` gets what `update_u` is to take for `rho_c`, `changes` as there."""
+    for x in range(n):
+        light = u3[x]
+        rho_lit[x] = fma(gamma, light, rho_c[x])
+        rho = fma(ix[x], u1[x], fma(iy[x], u2[x], rho_lit[x]))
+        step = min(max(-rho * inverse[x], -l_t), l_t)
+        div_p3 = (p31[x] - p31[x - 1]) + (p32[x] - p32_above[x])
+        new = fma(theta, div_p3, fma(step, gamma, light))
+        u3[x] = new
+        changes[x] = np.int32(min((new - light) * (new - light), LARGEST_CHANGE) * UNITS)
+
+
+@_compiled_row
+def update_illumination_p(n, u3, u3_below, has_below, p31, p32, has_right, taut):
+    """One iteration's p of u3; `has_below` is 1, or 0 for the last row."""
+    for x in range(n):
+        cx, cy = (u3[x + 1] - u3[x]) * has_right[x], (u3_below[x] - u3[x]) * has_below
+        to_c = _ONE / fma(taut, np.sqrt(fma(cx, cx, cy * cy)), _ONE)
+        p31[x] = fma(taut, cx, p31[x]) * to_c
+        p32[x] = fma(taut, cy, p32[x]) * to_c
+
+
+@_compiled_row
+def sum_row(n, values):
+    """The sum of n int32 values, in 64 bits."""
     total = np.int64(0)
-    for x in range(values.shape[0]):
+    for x in range(n):
         total += np.int64(values[x])
     return total
 
 
+@_compiled_row
+def copy_row(n, target, source):
+    """Copy n values."""
+    for x in range(n):
+        target[x] = source[x]
+
+
 @_compiled
-def iterate(level, backup, has_right, height, pitch, count, l_t, theta, taut, changes):
+def iterate(level, backup, has_right, shape, count, values, changes):
     """`count` iterations over the whole picture, one row apart; `changes[k]` gets the squared change of iteration k.
 
-    `level` holds rows of the ten `PLANES`, flat; row −1 and the guards are 0. `backup` gets u and p as they were.
+    `level` holds rows of planes, flat; row −1 and the guards are 0. `backup` gets u and p as they were. `shape` is
+    (height, pitch, planes), `values` λθ, θ, τ/θ, γ.
     """
-    n = pitch - GUARD
-    row_changes = np.empty(n, np.int32)
+    height, pitch, planes = shape
+    l_t, theta, taut, gamma = values
+    n, row = pitch - GUARD, planes * pitch
+    row_changes, rho_lit = np.empty(n, np.int32), np.empty(n, np.float32)
     changes[:count] = 0
-    step = PLANES * pitch
     for front in range(height + count):
         for k in range(count):
             y = front - k
-            u1 = (y + 1) * step + GUARD
-            up_u1 = u1 - step
-            u2, p11, p12, p21, p22 = u1 + pitch, u1 + 2 * pitch, u1 + 3 * pitch, u1 + 4 * pitch, u1 + 5 * pitch
-            ix, iy, inverse, rho_c = u1 + 6 * pitch, u1 + 7 * pitch, u1 + 8 * pitch, u1 + 9 * pitch
-            up_u2, up_p11, up_p12, up_p21, up_p22 = u2 - step, p11 - step, p12 - step, p21 - step, p22 - step
+            here = (y + 1) * row + GUARD
             if 0 <= y < height:
                 if k == 0 and count > 1:
-                    copy_row(backup[y * STATE * pitch : (y + 1) * STATE * pitch], level[u1 - GUARD :])
-                update_row(
-                    level[u1 : u1 + n], level[u2 : u2 + n],
-                    level[p11 : p11 + n], level[p11 - 1 : p11 - 1 + n], level[p12 : p12 + n],
-                    level[p21 : p21 + n], level[p21 - 1 : p21 - 1 + n], level[p22 : p22 + n],
-                    level[ix : ix + n], level[iy : iy + n], level[inverse : inverse + n], level[rho_c : rho_c + n],
-                    level[up_u1 : up_u1 + n], level[up_u1 + 1 : up_u1 + 1 + n],
-                    level[up_u2 : up_u2 + n], level[up_u2 + 1 : up_u2 + 1 + n],
-                    level[up_p11 : up_p11 + n], level[up_p12 : up_p12 + n],
-                    level[up_p21 : up_p21 + n], level[up_p22 : up_p22 + n],
-                    has_right, row_changes, l_t, theta, taut if y else _ZERO,  # above the first row p stays 0
+                    save(level, backup, shape, y, True)
+                u1, u2 = pointer(level, here), pointer(level, here + pitch)
+                ix, iy = pointer(level, here + 6 * pitch), pointer(level, here + 7 * pitch)
+                inverse, rho_c = pointer(level, here + 8 * pitch), pointer(level, here + 9 * pitch)
+                if planes > PLANES:
+                    p32 = here + 12 * pitch
+                    update_illumination(
+                        n, u1, u2, pointer(level, here + 10 * pitch), pointer(level, here + 11 * pitch),
+                        pointer(level, p32), pointer(level, p32 - row), ix, iy, inverse, rho_c, pointer(rho_lit, 0),
+                        pointer(row_changes, 0), gamma, l_t, theta,
+                    )  # fmt: skip
+                    changes[k] += sum_row(n, pointer(row_changes, 0))
+                    rho_c = pointer(rho_lit, 0)
+                p12, p22 = here + 3 * pitch, here + 5 * pitch
+                update_u(
+                    n, u1, u2, pointer(level, here + 2 * pitch), pointer(level, p12), pointer(level, p12 - row),
+                    pointer(level, here + 4 * pitch), pointer(level, p22), pointer(level, p22 - row),
+                    ix, iy, inverse, rho_c, pointer(row_changes, 0), l_t, theta,
                 )  # fmt: skip
-                changes[k] += sum_row(row_changes)
-            elif y == height:
-                update_last_p(
-                    level[up_u1 : up_u1 + n], level[up_u1 + 1 : up_u1 + 1 + n],
-                    level[up_u2 : up_u2 + n], level[up_u2 + 1 : up_u2 + 1 + n],
-                    level[up_p11 : up_p11 + n], level[up_p21 : up_p21 + n], has_right, taut,
-                )  # fmt: skip
+                changes[k] += sum_row(n, pointer(row_changes, 0))
+            if 0 < y <= height:
+                update_row_above(level, has_right, shape, y, taut)
 
 
 @_compiled
-def iterate_until(level, backup, has_right, height, pitch, most, expected, l_t, theta, taut, limit, changes):
+def update_row_above(level, has_right, shape, y, taut):
+    """One iteration's p of row y − 1, which needs the new u of row y."""
+    height, pitch, planes = shape
+    row = planes * pitch
+    above = y * row + GUARD
+    n, right = pitch - GUARD, pointer(has_right, 0)
+    u1, u2 = pointer(level, above), pointer(level, above + pitch)
+    p11, p21 = pointer(level, above + 2 * pitch), pointer(level, above + 4 * pitch)
+    if y < height:
+        p12, p22 = pointer(level, above + 3 * pitch), pointer(level, above + 5 * pitch)
+        below1, below2 = pointer(level, above + row), pointer(level, above + row + pitch)
+        update_p(n, u1, below1, u2, below2, p11, p12, p21, p22, right, taut)
+    else:
+        update_last_p(n, u1, u2, p11, p21, right, taut)
+    if planes > PLANES:
+        u3 = above + 10 * pitch
+        below3 = pointer(level, u3 + row if y < height else u3)
+        p31, p32 = pointer(level, u3 + pitch), pointer(level, u3 + 2 * pitch)
+        update_illumination_p(n, pointer(level, u3), below3, _ONE if y < height else _ZERO, p31, p32, right, taut)
+
+
+@_compiled
+def save(level, backup, shape, y, forward):
+    """Copy u and p of row y from the level to the backup, or back if not `forward`."""
+    _, pitch, planes = shape
+    here, there = (y + 1) * planes * pitch, y * planes * pitch
+    for plane in range(planes):
+        if plane < STATE or plane >= PLANES:
+            one, other = pointer(level, here + plane * pitch), pointer(backup, there + plane * pitch)
+            if forward:
+                copy_row(pitch, other, one)
+            else:
+                copy_row(pitch, one, other)
+
+
+@_compiled
+def iterate_until(level, backup, has_right, shape, most, expected, values, limit, changes):
     """Up to `most` iterations, until one's change is ≤ limit; gives how many, or −1 where none was.
 
     It runs ahead by as many iterations as are `expected`, and goes back if that was too far.
@@ -159,14 +248,13 @@ def iterate_until(level, backup, has_right, height, pitch, most, expected, l_t, 
     done = 0
     while done < most:
         count = min(expected, LONGEST_BLOCK, most - done)
-        iterate(level, backup, has_right, height, pitch, count, l_t, theta, taut, changes)
+        iterate(level, backup, has_right, shape, count, values, changes)
         for k in range(count):
             if changes[k] <= limit:
                 if k + 1 < count:
-                    for y in range(height):
-                        row = backup[y * STATE * pitch : (y + 1) * STATE * pitch]
-                        copy_row(level[(y + 1) * PLANES * pitch : ((y + 1) * PLANES + STATE) * pitch], row)
-                    iterate(level, backup, has_right, height, pitch, k + 1, l_t, theta, taut, changes)
+                    for y in range(shape[0]):
+                        save(level, backup, shape, y, False)
+                    iterate(level, backup, has_right, shape, k + 1, values, changes)
                 return done + k + 1
         done += count
         expected = 2
@@ -174,13 +262,6 @@ def iterate_until(level, backup, has_right, height, pitch, most, expected, l_t, 
             last, before = float(changes[count - 1]), float(changes[count - 2])
             expected = 1 + int(math.log(last / limit) / math.log(before / last))
     return -1
-
-
-@_compiled_row
-def copy_row(target, source):
-    """Copy as much of `source` as `target` holds."""
-    for x in range(target.shape[0]):
-        target[x] = source[x]
 
 
 @_compiled
@@ -194,75 +275,98 @@ def cubic(f):
 
 
 @_compiled_row
-def locate_row(u1, u2, y, height, width, first, columns, rows):
-    """For each pixel of a row: the first of the 4×4 neighbours of the point it moves to, and their weights [4, W]."""
-    for x in range(u1.shape[0]):
+def locate_row(n, u1, u2, y, height, width, first, columns, rows):
+    """For each pixel of a row: the first of the 4×4 neighbours of the point it moves to, and their weights [4, n]."""
+    for x in range(n):
         # Beyond these positions all neighbours are zero.
         column = min(max(np.float32(np.int32(x)) + u1[x], np.float32(-3)), np.float32(width + 1))
         row = min(max(np.float32(y) + u2[x], np.float32(-3)), np.float32(height + 1))
         left, top = np.floor(column), np.floor(row)
-        columns[0, x], columns[1, x], columns[2, x], columns[3, x] = cubic(column - left)
-        rows[0, x], rows[1, x], rows[2, x], rows[3, x] = cubic(row - top)
+        columns[x], columns[n + x], columns[2 * n + x], columns[3 * n + x] = cubic(column - left)
+        rows[x], rows[n + x], rows[2 * n + x], rows[3 * n + x] = cubic(row - top)
         first[x] = (np.int32(top) + MARGIN - 1) * (width + 2 * MARGIN) + np.int32(left) + MARGIN - 1
+
+
+@intrinsic
+def interpolate(_: Any, image: Any, first: Any, step: Any, columns: Any, rows: Any) -> Any:  # noqa: ARG001
+    """Of the 4×4 points from `first` on, four values each, `step` values from row to row: their weighted sums."""
+    weights = types.UniTuple(types.float32, 4)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        image, first, step, columns, rows = values
+        data = context.make_array(signature.args[0])(context, builder, image).data
+        index, four = ir.IntType(32), ir.VectorType(ir.FloatType(), 4)
+        undefined, zeros = ir.Constant(four, ir.Undefined), ir.Constant(ir.VectorType(index, 4), [0] * 4)
+        fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(four, [four] * 3), "llvm.fma.v4f32")
+
+        def repeated(weight: Any) -> Any:
+            return builder.shuffle_vector(builder.insert_element(undefined, weight, index(0)), undefined, zeros)
+
+        across = [repeated(builder.extract_value(columns, k)) for k in range(4)]
+        total = ir.Constant(four, [0.0] * 4)
+        for j in range(4):
+            down = repeated(builder.extract_value(rows, j))
+            for k in range(4):
+                place = builder.gep(data, [builder.add(first, ir.Constant(first.type, 4 * k))])
+                point = builder.load(builder.bitcast(place, four.as_pointer()), align=4)
+                total = builder.call(fused, [builder.fmul(down, across[k]), point, total])
+            first = builder.add(first, step)
+        sums = [builder.extract_element(total, index(k)) for k in range(3)]
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return types.UniTuple(types.float32, 3)(image, types.intp, types.intp, weights, weights), code
 
 
 @_compiled
 def interpolate_row(first, columns, rows, width, image1, i1, ix, iy):
-    """I1 and its gradient as `first`, `columns` and `rows` say.
-
-    One pixel at a time, on purpose: instructions that gather from eight places take longer than 48 loads. Indices are
-    unsigned, since Numba would look for negative ones.
-    """
-    step = np.uint64(3 * (width + 2 * MARGIN))
-    for x in range(first.shape[0]):
-        o = np.uint64(first[x]) * np.uint64(3)
-        a, b, c = _ZERO, _ZERO, _ZERO
-        for j in range(4):
-            for k in range(4):
-                weight = rows[j, x] * columns[k, x]
-                n = o + np.uint64(3 * k)
-                a = fma(weight, image1[n], a)
-                b = fma(weight, image1[n + np.uint64(1)], b)
-                c = fma(weight, image1[n + np.uint64(2)], c)
-            o += step
-        i1[x], ix[x], iy[x] = a, b, c
+    """I1 and its gradient as `first`, `columns` and `rows` say."""
+    step = 4 * (width + 2 * MARGIN)
+    for x in range(width):
+        across = columns[0, x], columns[1, x], columns[2, x], columns[3, x]
+        down = rows[0, x], rows[1, x], rows[2, x], rows[3, x]
+        i1[x], ix[x], iy[x] = interpolate(image1, 4 * np.intp(first[x]), step, across, down)
 
 
 @_compiled_row
-def linearise_row(i1, ix, iy, u1, u2, image0, inverse, rho_c):
+def linearise_row(n, i1, ix, iy, u1, u2, image0, inverse, rho_c):
     """1/|∇I1|² and I1 − ∇I1·u − I0, which stay the same until the next warp."""
-    for x in range(image0.shape[0]):
+    for x in range(n):
         inverse[x] = _ONE / max(fma(ix[x], ix[x], iy[x] * iy[x]), np.float32(1e-30))
         rho_c[x] = fma(-iy[x], u2[x], fma(-ix[x], u1[x], i1[x])) - image0[x]
 
 
 @_compiled
-def warp(image1, image0, level, pitch):
+def warp(image1, image0, level, shape):
     """Cubic warp of I1 and its gradient by u, and what stays the same until the next warp.
 
     Args:
         image1: what `with_gradient` made.
         image0: [H, W].
-        level: rows of `PLANES`, flat; the last four get I1x, I1y, 1/|∇I1|² and I1 − ∇I1·u − I0.
-        pitch: of the level.
+        level: rows of planes, flat; four of them get I1x, I1y, 1/|∇I1|² and I1 − ∇I1·u − I0.
+        shape: (height, pitch, planes) of the level.
     """
+    _, pitch, planes = shape
     height, width = image0.shape
     first, i1 = np.empty(width, np.int32), np.empty(width, np.float32)
     columns, rows = np.empty((4, width), np.float32), np.empty((4, width), np.float32)
+    flat0, flat_columns, flat_rows = image0.ravel(), columns.ravel(), rows.ravel()
     for y in range(height):
-        row = level[(y + 1) * PLANES * pitch : (y + 2) * PLANES * pitch].reshape(PLANES, pitch)
-        row = row[:, GUARD : GUARD + width]
-        u1, u2, ix, iy, inverse, rho_c = row[0], row[1], row[6], row[7], row[8], row[9]
-        locate_row(u1, u2, y, height, width, first, columns, rows)
-        interpolate_row(first, columns, rows, width, image1, i1, ix, iy)
-        linearise_row(i1, ix, iy, u1, u2, image0[y], inverse, rho_c)
+        here = (y + 1) * planes * pitch + GUARD
+        u1, u2 = pointer(level, here), pointer(level, here + pitch)
+        locate_row(width, u1, u2, y, height, width, pointer(first, 0), pointer(flat_columns, 0), pointer(flat_rows, 0))
+        ix, iy = here + 6 * pitch, here + 7 * pitch
+        interpolate_row(first, columns, rows, width, image1, i1, level[ix : ix + width], level[iy : iy + width])
+        linearise_row(
+            width, pointer(i1, 0), pointer(level, ix), pointer(level, iy), u1, u2, pointer(flat0, y * width),
+            pointer(level, here + 8 * pitch), pointer(level, here + 9 * pitch),
+        )  # fmt: skip
 
 
 @_compiled
 def with_gradient(image):
-    """I, Ix, Iy of each pixel (½ central differences, edge repeated), with zeros around: [H + 8, W + 8, 3], flat."""
+    """I, Ix, Iy of each pixel (½ central differences, edge repeated), with zeros around: [H + 8, W + 8, 4], flat."""
     height, width = image.shape
-    found = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN, 3), np.float32)
+    found = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN, 4), np.float32)
     for y in range(height):
         for x in range(width):
             pixel = found[y + MARGIN, x + MARGIN]

@@ -24,8 +24,9 @@ from flow.parameters import TVL1Params, pyramid_sizes
 
 # Above this, pictures times two would not fit a grid's second dimension.
 LARGEST_BATCH = 32767
-# What a pair takes: 25 float32 planes of the largest level's size are alive at once, and memory lies between arrays.
-BYTES_PER_PIXEL = 128
+# What a pair takes for each channel of u: with two, 25 float32 planes of the largest level's size are alive at once,
+# and memory lies between arrays.
+BYTES_PER_PIXEL = 64
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,16 @@ class Tiling:
 PIXELWISE, DEFAULT = Tiling(), Tiling(4, 32, 64, 8)
 
 
-def batch_size(free_bytes: int, height: int, width: int) -> int:
+def batch_size(free_bytes: int, height: int, width: int, channels: int) -> int:
     """How many pairs of pictures of this size fit into four fifths of the memory that is free, but at least 1."""
-    return min(max(free_bytes * 4 // 5 // (BYTES_PER_PIXEL * height * width), 1), LARGEST_BATCH)
+    return min(max(free_bytes * 4 // 5 // (BYTES_PER_PIXEL * channels * height * width), 1), LARGEST_BATCH)
 
 
 def solve_pairs(
     first: torch.Tensor,
     second: torch.Tensor,
     params: TVL1Params,
+    initial: torch.Tensor | None = None,
     *,
     batch: int | None = None,
     tiling: Tiling = DEFAULT,
@@ -79,7 +81,8 @@ def solve_pairs(
     Args:
         first: [N, H, W] uint8, on the device that is to do the work.
         second: like `first`.
-        params: of TV-L1; gamma does nothing.
+        params: of TV-L1.
+        initial: flow to begin with, [N, H, W, 2] float32; default: none.
         batch: pairs at a time; default: as many as fit into the device's memory.
         tiling: changes the speed, never the result.
 
@@ -94,11 +97,17 @@ def solve_pairs(
     on_device = first.device.type == "cuda"
     with torch.cuda.device(first.device) if on_device else nullcontext():
         if batch is None:
-            batch = batch_size(_free_bytes(), height, width) if on_device else LARGEST_BATCH
+            batch = batch_size(_free_bytes(), height, width, _channels(params)) if on_device else LARGEST_BATCH
         for start in range(0, pairs, batch):
             part = slice(start, start + batch)
-            flow[part] = _solve_batch(first[part].float(), second[part].float(), params, tiling)
+            begin = None if initial is None else initial[part]
+            flow[part] = _solve_batch(first[part].float(), second[part].float(), params, begin, tiling)
     return flow
+
+
+def _channels(params: TVL1Params) -> int:
+    """Of u: the motion, and the illumination if it has a weight."""
+    return 3 if params.gamma else 2
 
 
 def _free_bytes() -> int:
@@ -106,7 +115,9 @@ def _free_bytes() -> int:
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
-def _solve_batch(first: torch.Tensor, second: torch.Tensor, params: TVL1Params, tiling: Tiling) -> torch.Tensor:
+def _solve_batch(
+    first: torch.Tensor, second: torch.Tensor, params: TVL1Params, initial: torch.Tensor | None, tiling: Tiling
+) -> torch.Tensor:
     """Flow [N, H, W, 2] of float32 pictures [N, H, W]."""
     pairs, height, width = first.shape
     sizes = pyramid_sizes(height, width, params)
@@ -115,23 +126,30 @@ def _solve_batch(first: torch.Tensor, second: torch.Tensor, params: TVL1Params, 
     for size in sizes[1:]:
         image0, image1 = (_resize(image, size, (step, step), 1.0) for image in images[-1])
         images.append((image0, image1))
-    u = torch.zeros(pairs, 2, *sizes[-1], device=first.device)
+    u = torch.zeros(pairs, _channels(params), *sizes[-1], device=first.device)
+    if initial is not None:
+        part = initial.permute(0, 3, 1, 2).flatten(0, 1)
+        for size in sizes[1:]:
+            part = _resize(part, size, (step, step), float(np.float32(params.scale_step)))
+        u[:, :2] = part.reshape(pairs, 2, *sizes[-1])
     for level in reversed(range(len(sizes))):
         u = _solve_level(*images.pop(), u, params, tiling)
         if level:
             (height, width), larger = sizes[level], sizes[level - 1]
-            u = _resize(u.flatten(0, 1), larger, (height / larger[0], width / larger[1]), float(np.float32(step)))
-            u = u.reshape(pairs, 2, *larger)
-    return u.permute(0, 2, 3, 1)
+            steps = height / larger[0], width / larger[1]
+            motion = _resize(u[:, :2].flatten(0, 1), larger, steps, float(np.float32(step)))
+            light = [_resize(part, larger, steps, 1.0)[:, None] for part in u[:, 2:].unbind(1)]
+            u = torch.cat([motion.reshape(pairs, 2, *larger), *light], 1)
+    return u[:, :2].permute(0, 2, 3, 1)
 
 
 def _solve_level(
     image0: torch.Tensor, image1: torch.Tensor, u: torch.Tensor, params: TVL1Params, tiling: Tiling
 ) -> torch.Tensor:
-    """The flow u [N, 2, H, W] of one level of the pyramid, from what the level before found; pictures are [N, H, W]."""
-    pairs, height, width = image0.shape
+    """The u [N, channels, H, W] of one level of the pyramid, from what the one before found; pictures are [N, H, W]."""
+    (pairs, height, width), channels = image0.shape, u.shape[1]
     empty, size, options = image0.new_empty, (pairs, height, width), _launch_options()
-    us, ps = empty(2, pairs, 2, height, width), empty(2, pairs, 4, height, width)
+    us, ps = empty(2, pairs, channels, height, width), empty(2, pairs, 2 * channels, height, width)
     us[0], ps[0] = u, 0
     constants, with_gradient = empty(pairs, 4, height, width), empty(pairs, 3, height, width)
     flags = torch.zeros(pairs, kernels.FLAGS.value, dtype=torch.int32, device=image0.device)
@@ -139,7 +157,7 @@ def _solve_level(
     grid = _grid(height, width, pairs)
     kernels.gradient[grid](image1, with_gradient, height, width, **options)
     for _ in range(params.warps):
-        kernels.warp[grid](image0, with_gradient, us, constants, flags, *size, **options)
+        kernels.warp[grid](image0, with_gradient, us, constants, flags, *size, channels=channels, **options)
         flags[:, kernels.ACTIVE.value], chosen = 1, everyone
         for outer in range(params.outer_iterations):
             if outer:
@@ -147,8 +165,8 @@ def _solve_level(
             if not len(chosen):
                 break
             if params.median_filtering > 1:
-                kernels.median[(grid[0], len(chosen), 2)](
-                    us, flags, chosen, *size, side=params.median_filtering, **options
+                kernels.median[(grid[0], len(chosen), channels)](
+                    us, flags, chosen, *size, side=params.median_filtering, channels=channels, **options
                 )
             _iterate(us, ps, constants, flags, chosen, params, tiling)
     return us[flags[:, kernels.AT_U.value].long(), everyone.long()]
@@ -164,17 +182,18 @@ def _iterate(
     tiling: Tiling,
 ) -> None:
     """The iterations of the chosen pairs between two medians: as many launches, whatever they find."""
-    _, pairs, _, height, width = us.shape
+    _, pairs, channels, height, width = us.shape
     whole, rest = divmod(params.inner_iterations, tiling.iterations)
     counts = [tiling.iterations] * whole + [rest] * (rest > 0)
     if tiling.iterations > 1:
         counts.append(0)  # one more launch for pairs that have to go back from the last one
     limit = math.floor(params.epsilon**2 * height * width * float(cpu_kernels.UNITS)) if params.epsilon else -1
-    values = params.lambda_ * params.theta, params.theta, params.tau / params.theta
+    values = params.lambda_ * params.theta, params.theta, params.tau / params.theta, params.gamma
     numbers = pairs, height, width, *(float(np.float32(value)) for value in values)
     length = triton.next_power_of_2(tiling.iterations)
     changes = torch.zeros(len(counts), pairs, length, dtype=torch.int64, device=us.device)
-    grid, options = _grid(height, width, len(chosen), tiling), {"length": length, **_launch_options(tiling)}
+    grid = _grid(height, width, len(chosen), tiling)
+    options = {"length": length, "channels": channels, **_launch_options(tiling)}
     kernels.begin[(len(chosen),)](flags, chosen, counts[0], int(params.median_filtering > 1), num_warps=1)
     for change, following in zip(changes, [*counts[1:], 0], strict=True):
         if tiling.iterations > 1:

@@ -100,17 +100,18 @@ def _add_row(image, size, y, x, height, width, row, column0, column1, column2, c
 
 @_kernel
 def warp(
-    image0, image1, u, constants, flags, pairs, height, width, rows: tl.constexpr, columns: tl.constexpr
+    image0, image1, u, constants, flags, pairs, height, width,
+    channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """Cubic warp of I1 and its gradient by u, and what stays the same until the next warp.
 
-    `image0` is [N, H, W], `image1` what `gradient` made, `u` [2, N, 2, H, W]; `constants` [N, 4, H, W] gets
+    `image0` is [N, H, W], `image1` what `gradient` made, `u` [2, N, channels, H, W]; `constants` [N, 4, H, W] gets
     I1x, I1y, 1/|∇I1|² and I1 − ∇I1·u − I0.
     """
     y, x = _tile(width, rows, columns, 0)
     inside = (y < height) & (x < width)
     pair, size = tl.program_id(1).to(tl.int64), height * width
-    u += (tl.load(flags + pair * FLAGS + AT_U) * pairs + pair) * 2 * size + y * width + x
+    u += (tl.load(flags + pair * FLAGS + AT_U) * pairs + pair) * channels * size + y * width + x
     u1, u2 = tl.load(u, inside, 0.0), tl.load(u + size, inside, 0.0)
     # Beyond these positions all neighbours are zero.
     column = tl.minimum(tl.maximum(x.to(tl.float32) + u1, -3.0), (width + 1).to(tl.float32))
@@ -228,16 +229,24 @@ def _median5x5(u, y, x, height, width):
 
 @_kernel
 def median(
-    u, flags, chosen, pairs, height, width, side: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr
+    u, flags, chosen, pairs, height, width,
+    side: tl.constexpr, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
-    """The median of side × side pixels of u, from the current copy to the other; the third dimension counts planes."""
+    """The median of side × side pixels of u, from the current copy to the other; the third dimension counts planes.
+
+    The third plane, if there is one, is no motion and is copied.
+    """
     pair, size = tl.load(chosen + tl.program_id(1)).to(tl.int64), height * width
     y, x = _tile(width, rows, columns, 0)
     at = tl.load(flags + pair * FLAGS + AT_U)
-    source = u + ((at * pairs + pair) * 2 + tl.program_id(2)) * size
-    target = u + (((1 - at) * pairs + pair) * 2 + tl.program_id(2)) * size
+    source = u + ((at * pairs + pair) * channels + tl.program_id(2)) * size
+    target = u + (((1 - at) * pairs + pair) * channels + tl.program_id(2)) * size
+    inside = (y < height) & (x < width)
+    if tl.program_id(2) == 2:
+        tl.store(target + y * width + x, tl.load(source + y * width + x, inside), inside)
+        return
     median = _median3x3(source, y, x, height, width) if side == 3 else _median5x5(source, y, x, height, width)
-    tl.store(target + y * width + x, median, (y < height) & (x < width))
+    tl.store(target + y * width + x, median, inside)
 
 
 @_kernel
@@ -299,6 +308,22 @@ def _new_p(ax, ay, bx, by, p11, p12, p21, p22, taut):
 
 
 @_kernel
+def _new_light(a, b, light, lit, p31, p31_left, p32, p32_above, ix, iy, inverse, gamma, l_t, theta):
+    """What an iteration makes of u3; `lit` is ρ with it."""
+    rho = tl.fma(ix, a, tl.fma(iy, b, lit))
+    step = tl.minimum(tl.maximum(-rho * inverse, -l_t), l_t)
+    div_p3 = (p31 - p31_left) + (p32 - p32_above)
+    return tl.fma(theta, div_p3, tl.fma(step, gamma, light))
+
+
+@_kernel
+def _new_light_p(cx, cy, p31, p32, taut):
+    """What an iteration makes of p of u3; (cx, cy) is the gradient of the new one."""
+    to_c = tl.div_rn(1.0, tl.fma(taut, tl.sqrt_rn(tl.fma(cx, cx, cy * cy)), 1.0))
+    return tl.fma(taut, cx, p31) * to_c, tl.fma(taut, cy, p32) * to_c
+
+
+@_kernel
 def _change(da, db, counted):
     """The squared change of u in this tile where it is counted, in `flow.cpu_kernels.UNITS`: int64."""
     change = (tl.minimum(tl.fma(da, da, db * db), _LARGEST_CHANGE) * _UNITS).to(tl.int32)
@@ -306,7 +331,7 @@ def _change(da, db, counted):
 
 
 @_kernel
-def _load_and_update_u(u, p, constants, y, x, height, width, l_t, theta):
+def _load_and_update_u(u, p, constants, y, x, height, width, gamma, l_t, theta, channels: tl.constexpr):
     """u1, u2, p11, p12, p21, p22 and the new u1, u2 at (y, x)."""
     inside, size, o = (y < height) & (x < width), height * width, y * width + x
     has_left, has_above = inside & (x > 0), inside & (y > 0)
@@ -319,10 +344,27 @@ def _load_and_update_u(u, p, constants, y, x, height, width, l_t, theta):
     p22, p22_above = tl.load(p22s, inside, 0.0), tl.load(p22s - width, has_above, 0.0)
     ix, iy = tl.load(constants, inside, 0.0), tl.load(constants + size, inside, 0.0)
     inverse, rho_c = tl.load(constants + 2 * size, inside, 0.0), tl.load(constants + 3 * size, inside, 0.0)
+    if channels == 3:
+        rho_c = tl.fma(gamma, tl.load(u + 2 * size, inside, 0.0), rho_c)
     new_a, new_b = _new_u(
         a, b, p11, p11_left, p12, p12_above, p21, p21_left, p22, p22_above, ix, iy, inverse, rho_c, l_t, theta
     )
     return a, b, p11, p12, p21, p22, new_a, new_b
+
+
+@_kernel
+def _load_and_update_light(u, p, constants, y, x, height, width, gamma, l_t, theta):
+    """P31, p32, u3 and the new u3 at (y, x)."""
+    inside, size, o = (y < height) & (x < width), height * width, y * width + x
+    u, p31s, p32s, constants = u + o, p + o + 4 * size, p + o + 5 * size, constants + o
+    a, b, light = tl.load(u, inside, 0.0), tl.load(u + size, inside, 0.0), tl.load(u + 2 * size, inside, 0.0)
+    p31, p31_left = tl.load(p31s, inside, 0.0), tl.load(p31s - 1, inside & (x > 0), 0.0)
+    p32, p32_above = tl.load(p32s, inside, 0.0), tl.load(p32s - width, inside & (y > 0), 0.0)
+    ix, iy = tl.load(constants, inside, 0.0), tl.load(constants + size, inside, 0.0)
+    inverse, rho_c = tl.load(constants + 2 * size, inside, 0.0), tl.load(constants + 3 * size, inside, 0.0)
+    lit = tl.fma(gamma, light, rho_c)
+    new = _new_light(a, b, light, lit, p31, p31_left, p32, p32_above, ix, iy, inverse, gamma, l_t, theta)
+    return p31, p32, light, new
 
 
 @_kernel
@@ -337,15 +379,23 @@ def _store_state(u, p, size, a, b, p11, p12, p21, p22, where):
 
 
 @_kernel
+def _store_light(u, p, size, light, p31, p32, where):
+    """U3 and its p, likewise."""
+    tl.store(u + 2 * size, light, where)
+    tl.store(p + 4 * size, p31, where)
+    tl.store(p + 5 * size, p32, where)
+
+
+@_kernel
 def iterate_once(
-    u, p, constants, flags, chosen, changes, pairs, height, width, l_t, theta, taut,
-    length: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
+    u, p, constants, flags, chosen, changes, pairs, height, width, l_t, theta, taut, gamma,
+    length: tl.constexpr, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """One iteration; the new u to the right and below is computed a second time instead of waiting for it.
 
-    `u` is [2, N, 2, H, W], `p` [2, N, 4, H, W], `constants` what `warp` made, `flags` [N, FLAGS];
+    `u` is [2, N, channels, H, W], `p` [2, N, 2 · channels, H, W], `constants` what `warp` made, `flags` [N, FLAGS];
     `chosen` lists the pairs to work on; each tile adds its change to `changes` [N, length] int64; `pairs` is N; `l_t`,
-    `theta` and `taut` are λθ, θ and τ/θ.
+    `theta` and `taut` are λθ, θ and τ/θ. The third channel is the illumination, whose weight is `gamma`.
     """
     pair, size = tl.load(chosen + tl.program_id(1)).to(tl.int64), height * width
     if tl.load(flags + pair * FLAGS + COUNT) == 0:
@@ -353,31 +403,46 @@ def iterate_once(
     at_u, at_p = tl.load(flags + pair * FLAGS + AT_U), tl.load(flags + pair * FLAGS + AT_P)
     y, x = _tile(width, rows, columns, 0)
     inside = (y < height) & (x < width)
-    from_u, from_p = u + (at_u * pairs + pair) * 2 * size, p + (at_p * pairs + pair) * 4 * size
+    from_u = u + (at_u * pairs + pair) * channels * size
+    from_p = p + (at_p * pairs + pair) * 2 * channels * size
     constants += pair * 4 * size
     a, b, p11, p12, p21, p22, new_a, new_b = _load_and_update_u(
-        from_u, from_p, constants, y, x, height, width, l_t, theta
+        from_u, from_p, constants, y, x, height, width, gamma, l_t, theta, channels
     )
     _, _, _, _, _, _, right_a, right_b = _load_and_update_u(
-        from_u, from_p, constants, y, x + 1, height, width, l_t, theta
+        from_u, from_p, constants, y, x + 1, height, width, gamma, l_t, theta, channels
     )
     _, _, _, _, _, _, below_a, below_b = _load_and_update_u(
-        from_u, from_p, constants, y + 1, x, height, width, l_t, theta
+        from_u, from_p, constants, y + 1, x, height, width, gamma, l_t, theta, channels
     )
     has_right, has_below = x + 1 < width, y + 1 < height
     ax, bx = tl.where(has_right, right_a - new_a, 0.0), tl.where(has_right, right_b - new_b, 0.0)
     ay, by = tl.where(has_below, below_a - new_a, 0.0), tl.where(has_below, below_b - new_b, 0.0)
     p11, p12, p21, p22 = _new_p(ax, ay, bx, by, p11, p12, p21, p22, taut)
-    to_u = u + ((1 - at_u) * pairs + pair) * 2 * size + y * width + x
-    to_p = p + ((1 - at_p) * pairs + pair) * 4 * size + y * width + x
+    to_u = u + ((1 - at_u) * pairs + pair) * channels * size + y * width + x
+    to_p = p + ((1 - at_p) * pairs + pair) * 2 * channels * size + y * width + x
+    if channels == 3:
+        p31, p32, old_light, light = _load_and_update_light(
+            from_u, from_p, constants, y, x, height, width, gamma, l_t, theta
+        )
+        _, _, _, right_light = _load_and_update_light(
+            from_u, from_p, constants, y, x + 1, height, width, gamma, l_t, theta
+        )
+        _, _, _, below_light = _load_and_update_light(
+            from_u, from_p, constants, y + 1, x, height, width, gamma, l_t, theta
+        )
+        cx, cy = tl.where(has_right, right_light - light, 0.0), tl.where(has_below, below_light - light, 0.0)
+        p31, p32 = _new_light_p(cx, cy, p31, p32, taut)
+        _store_light(to_u, to_p, size, light, p31, p32, inside)
+        tl.atomic_add(changes + pair * length, _change(light - old_light, 0.0, inside))
     _store_state(to_u, to_p, size, new_a, new_b, p11, p12, p21, p22, inside)
     tl.atomic_add(changes + pair * length, _change(new_a - a, new_b - b, inside))
 
 
 @_kernel
 def iterate(
-    u, p, constants, flags, chosen, changes, pairs, height, width, l_t, theta, taut,
-    length: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, margin: tl.constexpr,
+    u, p, constants, flags, chosen, changes, pairs, height, width, l_t, theta, taut, gamma,
+    length: tl.constexpr, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
     """As many iterations as `flags` say, at most margin, without leaving the registers; arguments as above.
 
@@ -392,13 +457,18 @@ def iterate(
     y, x = _tile(width, rows, columns, margin)
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     o = y * width + x
-    from_u, from_p = u + (at_u * pairs + pair) * 2 * size + o, p + (at_p * pairs + pair) * 4 * size + o
+    from_u = u + (at_u * pairs + pair) * channels * size + o
+    from_p = p + (at_p * pairs + pair) * 2 * channels * size + o
     a, b = tl.load(from_u, inside, 0.0), tl.load(from_u + size, inside, 0.0)
     p11, p12 = tl.load(from_p, inside, 0.0), tl.load(from_p + size, inside, 0.0)
     p21, p22 = tl.load(from_p + 2 * size, inside, 0.0), tl.load(from_p + 3 * size, inside, 0.0)
     constants += pair * 4 * size + o
     ix, iy = tl.load(constants, inside, 0.0), tl.load(constants + size, inside, 0.0)
     inverse, rho_c = tl.load(constants + 2 * size, inside, 0.0), tl.load(constants + 3 * size, inside, 0.0)
+    lit = rho_c
+    if channels == 3:
+        light = tl.load(from_u + 2 * size, inside, 0.0)
+        p31, p32 = tl.load(from_p + 4 * size, inside, 0.0), tl.load(from_p + 5 * size, inside, 0.0)
 
     row, column = tl.arange(0, rows)[:, None], tl.arange(0, columns)[None, :]
     everywhere = tl.zeros([rows, columns], tl.int32)
@@ -407,9 +477,19 @@ def iterate(
     has_right, has_below = inside & (x + 1 < width), inside & (y + 1 < height)
     valid = (row >= margin) & (row < rows - margin) & (column >= margin) & (column < columns - margin) & inside
     for k in range(count):
+        if channels == 3:
+            lit, old_light = tl.fma(gamma, light, rho_c), light
+            light = _new_light(
+                a, b, light, lit, p31, tl.gather(p31, left, 1), p32, tl.gather(p32, above, 0),
+                ix, iy, inverse, gamma, l_t, theta,
+            )  # fmt: skip
+            tl.atomic_add(changes + pair * length + k, _change(light - old_light, 0.0, valid))
+            cx = tl.where(has_right, tl.gather(light, right, 1) - light, 0.0)
+            cy = tl.where(has_below, tl.gather(light, below, 0) - light, 0.0)
+            p31, p32 = _new_light_p(cx, cy, p31, p32, taut)
         new_a, new_b = _new_u(
             a, b, p11, tl.gather(p11, left, 1), p12, tl.gather(p12, above, 0),
-            p21, tl.gather(p21, left, 1), p22, tl.gather(p22, above, 0), ix, iy, inverse, rho_c, l_t, theta,
+            p21, tl.gather(p21, left, 1), p22, tl.gather(p22, above, 0), ix, iy, inverse, lit, l_t, theta,
         )  # fmt: skip
         tl.atomic_add(changes + pair * length + k, _change(new_a - a, new_b - b, valid))
         a, b = new_a, new_b
@@ -419,6 +499,8 @@ def iterate(
         by = tl.where(has_below, tl.gather(b, below, 0) - b, 0.0)
         p11, p12, p21, p22 = _new_p(ax, ay, bx, by, p11, p12, p21, p22, taut)
 
-    to_u = u + ((1 - at_u) * pairs + pair) * 2 * size + o
-    to_p = p + ((1 - at_p) * pairs + pair) * 4 * size + o
+    to_u = u + ((1 - at_u) * pairs + pair) * channels * size + o
+    to_p = p + ((1 - at_p) * pairs + pair) * 2 * channels * size + o
     _store_state(to_u, to_p, size, a, b, p11, p12, p21, p22, valid)
+    if channels == 3:
+        _store_light(to_u, to_p, size, light, p31, p32, valid)

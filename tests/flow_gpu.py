@@ -111,7 +111,7 @@ def equality(pairs, height, width, params, tilings):
     first, second = moving_textures(pairs, height, width)
     expected = np.empty((pairs, height, width, 2), np.float32)
     for i in range(pairs):
-        cpu.solve_pair(first[i], second[i], params, expected[i])
+        cpu.solve_pair(first[i], second[i], params, expected[i], None)
     tensors = [torch.from_numpy(pictures).to(DEVICE) for pictures in (first, second)]
     return {
         str(tiling): bool(np.array_equal(cuda.solve_pairs(*tensors, params, tiling=tiling).cpu(), expected))
@@ -128,7 +128,7 @@ def pairs_per_second(pairs, batch, height, width, params, tiling):
 POINTERS = {"changes": "*i64", "flags": "*i32", "chosen": "*i32", "lefts": "*i32", "tops": "*i32"} | dict.fromkeys(
     ("images", "found", "after_lefts", "after_tops", "image0", "image1", "u", "p", "constants"), "*fp32"
 )
-NUMBERS = dict.fromkeys(("factor", "l_t", "theta", "taut"), "fp32")
+NUMBERS = dict.fromkeys(("factor", "l_t", "theta", "taut", "gamma"), "fp32")
 
 
 def compiled(kernel, architecture, warps, constants):
@@ -154,13 +154,15 @@ def compiled(kernel, architecture, warps, constants):
 def compile_all(architecture, tilings):
     """What `compiled` says of each kernel."""
     tile = {"rows": cuda.PIXELWISE.rows, "columns": cuda.PIXELWISE.columns}
-    pixelwise = [(cuda_kernels.resize, tile), (cuda_kernels.gradient, tile), (cuda_kernels.warp, tile)]
-    pixelwise += [(cuda_kernels.median, {"side": side, **tile}) for side in (3, 5)]
+    pixelwise = [(cuda_kernels.resize, tile), (cuda_kernels.gradient, tile)]
+    pixelwise += [(cuda_kernels.warp, {"channels": channels, **tile}) for channels in (2, 3)]
+    pixelwise += [(cuda_kernels.median, {"side": side, "channels": 2, **tile}) for side in (3, 5)]
     jobs = [(kernel, cuda.PIXELWISE.warps, constants) for kernel, constants in pixelwise]
     jobs += [(cuda_kernels.begin, 1, {}), (cuda_kernels.decide, 1, {"length": 8})]
-    for tiling in tilings:
+    for tiling, channels in [*((tiling, 2) for tiling in tilings), (cuda.Tiling(), 3), (cuda.DEFAULT, 3)]:
         constants = {
-            "length": triton.next_power_of_2(tiling.iterations), "rows": tiling.rows, "columns": tiling.columns
+            "length": triton.next_power_of_2(tiling.iterations), "channels": channels,
+            "rows": tiling.rows, "columns": tiling.columns,
         }  # fmt: skip
         if tiling.iterations > 1:
             jobs.append((cuda_kernels.iterate, tiling.warps, constants | {"margin": tiling.margin}))

@@ -1,13 +1,26 @@
 """Flow by the front door, its 8-bit coding, its pictures."""
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-from flow import TVL1Params, colour_code, colour_legend, decode_flow_codes, dequantise, encode_flow, quantise, tvl1
+from flow import (
+    TVL1Params,
+    colour_code,
+    colour_legend,
+    decode_flow_codes,
+    dequantise,
+    encode_flow,
+    fastest_backend,
+    quantise,
+    tvl1,
+    tvl1_pairs,
+)
 from tests.scenes import SCENES, render_pair
 
 
@@ -114,13 +127,54 @@ def test_a_pair_does_not_depend_on_its_neighbours_threads_or_earlier_calls(backe
     np.testing.assert_array_equal(tvl1(frames, backend=backend, threads=3)[2], alone)
 
 
-def test_the_fastest_backend_is_taken():
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+@pytest.mark.parametrize("size", [(80, 97), (64, 72)])
+def test_the_illumination_term_is_opencvs(gamma, size):
+    first, second = moving_texture(frames=2, dx=2.5, dy=1.5, height=size[0], width=size[1], seed=5)
+    darker = np.stack([first, (second * 0.9 + 10).astype(np.uint8)])
+    few = TVL1Params(gamma=gamma, epsilon=0, warps=2, scales=3, inner_iterations=4, outer_iterations=1)
+    ours = tvl1(darker, few, backend="cpu")
+    assert errors(ours, tvl1(darker, few, backend="opencv")).max() < 1e-3
+    assert errors(ours, tvl1(darker, replace(few, gamma=0.0), backend="cpu")).max() > 1e-3
+    params = TVL1Params(gamma=gamma)
+    assert errors(tvl1(darker, params, backend="cpu"), tvl1(darker, params, backend="opencv")).mean() <= 0.03
+
+
+def test_a_flow_to_begin_with_is_used_as_in_opencv():
+    frames = moving_texture(frames=2, dx=6, dy=-4, seed=8)
+    few = TVL1Params(epsilon=0, warps=1, scales=2, inner_iterations=4, outer_iterations=1)
+    initial = np.random.default_rng(1).normal((5, -3), 0.5, (1, 64, 80, 2)).astype(np.float32)
+    ours = tvl1(frames, few, backend="cpu", initial=initial)
+    assert errors(ours, tvl1(frames, few, backend="opencv", initial=initial)).max() < 1e-3
+    truth = np.float32((6, -4))
+    assert errors(ours, truth).mean() < 0.5 * errors(tvl1(frames, few, backend="cpu"), truth).mean()
+    with pytest.raises(ValueError, match=r"initial must be \[1, 64, 80, 2\] float32"):
+        tvl1(frames, initial=initial[..., 0])
+    initial[0, 3, 4, 1] = np.nan
+    with pytest.raises(ValueError, match="initial holds NaN"):
+        tvl1(frames, initial=initial)
+
+
+def test_pairs_of_many_clips():
+    one, two = moving_texture(frames=3, seed=1), moving_texture(frames=2, dx=-1, seed=2)
+    together = tvl1_pairs([one[0], one[1], two[0]], [one[1], one[2], two[1]])
+    np.testing.assert_array_equal(together, np.concatenate([tvl1(one), tvl1(two)]))
+    with pytest.raises(ValueError, match=r"one size and number, not \[3, 64, 80\] and \[2, 64, 80\]"):
+        tvl1_pairs(one, two)
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU to take")
+def test_auto_is_the_cpu_where_there_is_no_gpu():
     frames = moving_texture(frames=2)
+    assert fastest_backend() == "cpu"
     np.testing.assert_array_equal(tvl1(frames), tvl1(frames, backend="cpu"))
-    bright = TVL1Params(gamma=0.1, warps=2)
-    np.testing.assert_array_equal(tvl1(frames, bright), tvl1(frames, bright, backend="opencv"))
-    with pytest.raises(ValueError, match=r"gamma 0\.1: the backend 'cpu' has no illumination term"):
-        tvl1(frames, bright, backend="cpu")
+
+
+def test_opencv_without_cuda_says_so():
+    if hasattr(cv2, "cuda_OpticalFlowDual_TVL1"):
+        pytest.skip("this OpenCV has CUDA")
+    with pytest.raises(RuntimeError, match="built without CUDA"):
+        tvl1(moving_texture(frames=2), backend="opencv-cuda")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +192,14 @@ def test_parameters_that_mean_nothing(name, value):
 @pytest.mark.parametrize(
     ("frames", "said"),
     [
-        (np.zeros((2, 32, 32), np.float32), "uint8"),
+        (np.full((2, 32, 32), 255, np.float32), "float32 and reach from 255 to 255; whether 1 or 255 is white is not"),
+        (np.full((2, 32, 32), np.nan), "float64 and hold NaN"),
+        (np.zeros((2, 32, 32), np.int16), r"must be \[N, H, W\] uint8 grey, not int16"),
         (np.zeros((2, 32, 32, 3), np.uint8), "must be"),
         (np.zeros((1, 32, 32), np.uint8), "1 frame: flow needs two"),
+        (np.zeros((0, 32, 32), np.uint8), "0 frames: flow needs two"),
+        ([], "must be"),
+        ([np.zeros((32, 40), np.uint8)] * 2 + [np.zeros((40, 32), np.uint8)], r"picture 2 is \[40, 32\], those before"),
         (np.zeros((2, 15, 32), np.uint8), "32x15"),
     ],
 )
