@@ -7,11 +7,13 @@ picture = colour_code(flow[0])            # [H, W, 3] uint8
 
 from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
 from flow.colour import colour_code, colour_legend
-from flow.estimate import fastest_backend, tvl1, tvl1_pairs
+from flow.estimate import BackendUnavailable, fastest_backend, tvl1, tvl1_pairs
 from flow.frames import decode_frames
-from flow.parameters import TVL1Params
+from flow.parameters import VARIANTS, TVL1Params
 
 __all__ = [
+    "VARIANTS",
+    "BackendUnavailable",
     "TVL1Params",
     "colour_code",
     "colour_legend",

@@ -15,11 +15,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flow.estimate import BACKENDS, tvl1
+from flow.estimate import BACKENDS, CUDA, BackendUnavailable, fastest_backend, tvl1
 from flow.files import FILE_WRITERS, FOLDER_WRITERS, Writer
-from flow.parameters import MINIMUM_SIDE_PIXELS
+from flow.parameters import MINIMUM_SIDE_PIXELS, VARIANTS, TVL1Params
 
 PLAIN_SECONDS = 15.0
+GPU_PAIRS = 64  # at a time; more frames than that would take much memory
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,10 +38,20 @@ PLAIN_SECONDS = 15.0
 @click.option(
     "--bound", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="In pixels."
 )
+@click.option(
+    "--variant", type=click.Choice(list(VARIANTS)), default="tvl1", show_default=True, help="tvl1-flat is faster."
+)
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Pairs at a time; by default one a core.")
 def main(
-    video: Path, output: Path, form: str, short_side: int | None, bound: float, backend: str, threads: int | None
+    video: Path,
+    output: Path,
+    form: str,
+    short_side: int | None,
+    bound: float,
+    variant: str,
+    backend: str,
+    threads: int | None,
 ) -> None:
     """Compute the TV-L1 flow of VIDEO.
 
@@ -62,9 +73,11 @@ def main(
         if writer is None:
             writer = FOLDER_WRITERS[form]
             unfinished.mkdir(parents=True)
-        _write(writer, unfinished, _pairs(video, short_side, backend, threads or os.cpu_count() or 1), count, bound)
+        frames, backend = _frames(video, short_side), fastest_backend() if backend == "auto" else backend
+        pairs = _pairs(frames, VARIANTS[variant], backend, threads or os.cpu_count() or 1)
+        _write(writer, unfinished, pairs, count, bound)
         unfinished.rename(output)
-    except (ValueError, OSError, av.error.FFmpegError) as error:
+    except (ValueError, OSError, BackendUnavailable, av.error.FFmpegError) as error:
         raise click.ClickException(str(error)) from error
     finally:
         _remove(unfinished)
@@ -88,16 +101,18 @@ def _frames(video: Path, short_side: int | None) -> Iterator[np.ndarray]:
             yield picture
 
 
-def _pairs(video: Path, short_side: int | None, backend: str, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frames with the flow to the next one, computed as many at a time as there are threads."""
+def _pairs(
+    frames: Iterator[np.ndarray], params: TVL1Params, backend: str, threads: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames with the flow to the next one, computed as many at a time as there are threads, or as a GPU wants."""
     waiting: list[np.ndarray] = []
-    frames = _frames(video, short_side)
+    at_a_time = GPU_PAIRS if backend == CUDA else threads
     while True:
-        waiting += islice(frames, threads + 1 - len(waiting))
+        waiting += islice(frames, at_a_time + 1 - len(waiting))
         if len(waiting) < 2:
             return
         grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in waiting])
-        yield from zip(waiting, tvl1(grey, backend=backend, threads=threads), strict=False)
+        yield from zip(waiting, tvl1(grey, params, backend=backend, threads=threads), strict=False)
         waiting = waiting[-1:]
 
 

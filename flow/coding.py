@@ -1,5 +1,9 @@
 """Flow as 8-bit video: code 128 is zero, ±`bound_pixels` are codes 255 and 1; x over y in H.264 grey, full range.
 
+The default rate factor is where more bytes stop paying: on real clips, twice the size no longer halves the error, and
+the error is that which coding the RGB first makes anyway. Psychovisual tuning and adaptive quantisation are off: they
+spend bits on what an eye sees, and a fifth to a third less is enough for the same error. Factor 0 is lossless.
+
 A limited-range tag anywhere on the way would quietly squeeze the codes, so the stream is monochrome (4:0:0), tagged
 full range, and read from the luma plane without any conversion.
 """
@@ -51,7 +55,7 @@ def encode_flow(
     *,
     bound_pixels: float = 20.0,
     frame_rate: int = 25,
-    crf: int = 12,
+    crf: int = 24,
     group_of_pictures: int = 16,
     preset: str = "medium",
     tune: str = "fastdecode",
@@ -64,7 +68,7 @@ def encode_flow(
         flow: N fields of [H, W, 2] float pixels (x, y), or one array of [N, H, W, 2]; taken one at a time.
         bound_pixels: the motion that the largest code stands for.
         frame_rate: pictures a second.
-        crf: x264's rate factor.
+        crf: x264's rate factor; 0 keeps every code.
         group_of_pictures: pictures from one keyframe to the next.
         preset: x264's preset.
         tune: x264's tuning.
@@ -90,7 +94,8 @@ def encode_flow(
             "preset": preset,
             "tune": tune,
             "threads": "1",
-            "x264-params": f"keyint={group_of_pictures}:min-keyint=1:scenecut=0:cpu-independent=1:fullrange=on",
+            "x264-params": f"keyint={group_of_pictures}:min-keyint=1:scenecut=0:cpu-independent=1:fullrange=on"
+            ":psy=0:aq-mode=0",
         }
         for index, field in enumerate(chain([first], fields)):
             if field.shape != first.shape:

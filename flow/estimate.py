@@ -25,6 +25,10 @@ BACKENDS = (CUDA, *PAIR_SOLVERS)
 _gpu = threading.Lock()  # a call fills the memory that is free, so threads take turns
 
 
+class BackendUnavailable(RuntimeError):
+    """A backend that needs what this machine has not."""
+
+
 @cache
 def fastest_backend(device: str = CUDA) -> str:
     """What `backend="auto"` takes: "cuda" where a GPU gives the bits of "cpu" for a small pair, else "cpu".
@@ -110,8 +114,7 @@ def tvl1_pairs(
 
     Raises:
         ValueError: another shape, dtype or backend, sizes that change, or pictures that are too small.
-        RuntimeError: "opencv-cuda" where OpenCV has no such thing.
-        ImportError: "cuda" without torch or Triton.
+        BackendUnavailable: one that needs what this machine has not.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend {backend!r} is unknown; there are 'auto', {', '.join(map(repr, BACKENDS))}")
@@ -124,10 +127,9 @@ def tvl1_pairs(
     if initial is not None:
         _check_initial(initial, (*first.shape, 2))
     chosen = fastest_backend(device) if backend == "auto" else backend
+    _require(chosen, device)
     if chosen == CUDA:
         return _on_gpu(first, second, params, initial, device)
-    if chosen == OPENCV_CUDA:
-        opencv.require_gpu()
     return _on_cpu(first, second, params, initial, PAIR_SOLVERS[chosen], threads)
 
 
@@ -147,6 +149,23 @@ def _grey(name: str, pictures: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     if pictures.ndim != 3 or pictures.dtype != np.uint8:
         raise ValueError(f"{name} must be [N, H, W] uint8 grey, not {pictures.dtype} {list(pictures.shape)}")
     return pictures
+
+
+def _require(backend: str, device: str) -> None:
+    """Raises BackendUnavailable."""
+    if backend == CUDA:
+        try:
+            import torch
+            import triton  # noqa: F401
+        except ImportError as error:
+            raise BackendUnavailable(f"the backend 'cuda' needs torch and Triton: {error}") from error
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise BackendUnavailable(f"the backend 'cuda' needs a GPU that torch {torch.__version__} can use")
+    if backend == OPENCV_CUDA:
+        if not hasattr(cv2, "cuda_OpticalFlowDual_TVL1"):
+            raise BackendUnavailable("the backend 'opencv-cuda' needs an OpenCV built with CUDA; pip's never is")
+        if not cv2.cuda.getCudaEnabledDeviceCount():
+            raise BackendUnavailable("the backend 'opencv-cuda' needs a GPU, and OpenCV sees none")
 
 
 def _check_initial(initial: np.ndarray, shape: tuple[int, ...]) -> None:

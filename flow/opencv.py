@@ -32,14 +32,6 @@ def solve_pair(
     flow[:] = solver.calc(frame0, frame1, None if initial is None else initial.copy())
 
 
-def require_gpu() -> None:
-    """Raises RuntimeError where `solve_pair_on_gpu` cannot work."""
-    if not hasattr(cv2, "cuda_OpticalFlowDual_TVL1"):
-        raise RuntimeError("this OpenCV was built without CUDA (pip's always is): the backend 'opencv-cuda' needs that")
-    if not cv2.cuda.getCudaEnabledDeviceCount():
-        raise RuntimeError("OpenCV sees no GPU, which the backend 'opencv-cuda' needs")
-
-
 def solve_pair_on_gpu(
     frame0: np.ndarray, frame1: np.ndarray, params: TVL1Params, flow: np.ndarray, initial: np.ndarray | None
 ) -> None:

@@ -41,6 +41,15 @@ class TVL1Params:
             raise ValueError(f"median_filtering {self.median_filtering}: must be 1 (none), 3 or 5")
 
 
+# Named schedules. The first is the default, OpenCV's own and nearest to the truth. "tvl1-flat" is the schedule
+# of OpenCV's CUDA version: all iterations of a warp in a row, no median. What it saves, and how far it is from the
+# default and from the truth, `make bench` measures.
+VARIANTS = {
+    "tvl1": TVL1Params(),
+    "tvl1-flat": TVL1Params(inner_iterations=300, outer_iterations=1, median_filtering=1),
+}
+
+
 def pyramid_sizes(height: int, width: int, params: TVL1Params) -> list[tuple[int, int]]:
     """The (height, width) of each level, the picture's own first; sides round half to even, as OpenCV's do."""
     sizes = [(height, width)]

@@ -52,7 +52,8 @@ METADATA_FIELDS: dict[str, tuple[type, ...]] = {
     **{f"rgb.{field}": (int,) for field in ("frames", "width", "height")},
     "rgb.sha256": (str,),
     **{f"flow.{field}": (int, NoneType) for field in ("frames", "width", "height", "bound_pixels")},
-    "flow.sha256": (str, NoneType),
+    **{f"flow.{field}": (str, NoneType) for field in ("variant", "variant_version", "sha256")},
+    "flow.parameters": (dict, NoneType),
 }
 
 

@@ -45,14 +45,23 @@ class FlowCoding:
     Code c stands for (c − 128)·bound/127 pixels a frame: zero motion decodes to exactly zero (see `flow.coding`).
     """
 
-    variant: str = "opencv-dual-tvl1"
-    variant_version: str = "5.0"
+    variant: str = "tvl1"
+    variant_version: str = "opencv-5.0"  # whose algorithm it is
     parameters: dict[str, float] = field(default_factory=dict)
     bound_pixels: int = 20
-    crf: int = 12
+    crf: int = 24
     group_of_pictures: int = 16
     preset: str = "medium"
     tune: str = "fastdecode"
+
+
+# What two flows must share to mean the same; how they are stored and which backend computed them may differ.
+FLOW_MEANING = ("variant", "variant_version", "parameters", "bound_pixels")
+
+
+def flow_meaning(flow: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What flow means, from a specification's or a sample's `flow` as JSON; None without flow."""
+    return None if flow is None else {name: flow[name] for name in FLOW_MEANING}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from flow import VARIANTS
 from manifests.clip import printable
 from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
-from manifests.sample import FormatError
+from manifests.sample import FlowCoding, FormatError
 from pipeline import turns
 from pipeline.fetch import parse_source
 from pipeline.ledger import LEDGER, read_ledger, totals
@@ -24,13 +25,13 @@ from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
 from pipeline.verify import verify
-from pipeline.video import VideoError
+from pipeline.video import VideoError, flow_coding
 
 DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
 IN_PROCESS = "FnApiRunner"
 
-FLOW_HELP = "With TV-L1 flow, or none: RGB only."
+FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
 DECODE_ALL = -1  # what `--decode` without a number stands for
 
 
@@ -62,7 +63,14 @@ def main() -> None:
     help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube.",
 )
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
-@click.option("--flow", type=click.Choice(["tvl1", "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
+@click.option("--flow", type=click.Choice([*VARIANTS, "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
+@click.option(
+    "--flow-crf",
+    type=click.IntRange(0, 51),
+    default=FlowCoding.crf,
+    show_default=True,
+    help="x264's rate factor of stored flow; 0 keeps every 8-bit code.",
+)
 @click.option(
     "--short-side", type=int, default=256, show_default=True, help="Stored short side in pixels, even, 32 to 1080."
 )
@@ -78,6 +86,7 @@ def run_command(
     source: str,
     output: Path,
     flow: str,
+    flow_crf: int,
     short_side: int,
     classes: str | None,
     workers: int | None,
@@ -102,7 +111,7 @@ def run_command(
             [*manifests, *map(Path, further)],
             parse_source(source),
             output,
-            flow=flow == "tvl1",
+            flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
             classes=classes,
             options=options,

@@ -14,14 +14,13 @@ from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.index import ROOT, Snapshot, published_keys, read_snapshot, root_json
 from manifests.lease import lease
 from manifests.lists import OWN_CLASSES, Listing, read_lists, reject_unknown_labels
-from manifests.sample import RgbCoding, Specification, differences
+from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source
 from pipeline.ledger import record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.shards import SHARD_NAME
 from pipeline.steps import SCRATCH, Job
-from pipeline.video import default_flow_coding
 
 KINETICS_CLASSES = "kinetics400"
 SHORT_SIDES = range(32, 1081, 2)
@@ -45,7 +44,7 @@ def run(
     source: Source,
     output: Path,
     *,
-    flow: bool = True,
+    flow: FlowCoding | None,
     short_side: int = 256,
     classes: str | None = None,
     options: PipelineOptions,
@@ -81,7 +80,7 @@ def make_plan(
     source: Source,
     output: Path,
     *,
-    flow: bool = True,
+    flow: FlowCoding | None,
     short_side: int = 256,
     classes: str | None = None,
 ) -> Plan:
@@ -95,7 +94,7 @@ def make_plan(
         classes_name=class_list.name,
         classes_sha256=class_list.sha256,
         rgb=RgbCoding(short_side=short_side),
-        flow=default_flow_coding() if flow else None,
+        flow=flow,
     )
     if snapshot is not None:
         _require_same_specification(snapshot, specification, output)

@@ -19,7 +19,7 @@ from manifests.index import (
     read_metadata,
     read_snapshot,
 )
-from manifests.sample import FLOW, METADATA, RGB, FormatError
+from manifests.sample import FLOW, METADATA, RGB, FormatError, Specification, differences, flow_meaning
 from pipeline.ledger import read_ledger
 from pipeline.video import VideoError, decode_luma
 
@@ -60,9 +60,8 @@ def verify(folder: Path, decode: int | None = 0) -> Verified:
         indexed += [(shard, record) for record in records]
     chosen = indexed if decode is None else random.Random(0).sample(indexed, min(decode, len(indexed)))
     for shard, record in chosen:
-        problems += [
-            f"{shard.path}: {record['key'].decode()}: {problem}" for problem in check_sample(folder, shard, record)
-        ]
+        found = check_sample(folder, shard, record, snapshot.specification)
+        problems += [f"{shard.path}: {record['key'].decode()}: {problem}" for problem in found]
     problems += _check_ledger(folder, snapshot) if not problems else []
     return Verified(snapshot.name, len(snapshot.shards), len(indexed), len(chosen), tuple(problems))
 
@@ -87,8 +86,8 @@ def check_shard(folder: Path, shard: Shard, records: np.ndarray) -> Iterator[str
         yield str(error)
 
 
-def check_sample(folder: Path, shard: Shard, record: np.void) -> Iterator[str]:
-    """Decode a sample whole and compare it with its metadata."""
+def check_sample(folder: Path, shard: Shard, record: np.void, specification: Specification) -> Iterator[str]:
+    """Decode a sample whole and compare it with its metadata, and how its flow was made with the specification."""
     try:
         with (folder / shard.path).open("rb") as file:
             members = read_members(file, record)
@@ -99,6 +98,10 @@ def check_sample(folder: Path, shard: Shard, record: np.void) -> Iterator[str]:
     except (OSError, VideoError, ValueError) as error:
         yield str(error)
         return
+    said_flow, want_flow = flow_meaning(metadata["flow"]), flow_meaning(specification.to_json()["flow"])
+    if said_flow != want_flow:
+        changed = "; ".join(differences({"flow": want_flow}, {"flow": said_flow}))
+        yield f"its flow was made in another way than the dataset's: {changed}"
     for stem, shape in found.items():
         said = tuple(metadata[stem][name] for name in ("frames", "height", "width"))
         if said != shape:

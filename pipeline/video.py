@@ -17,7 +17,7 @@ import av
 import ffmpeg
 import numpy as np
 
-from flow import TVL1Params, decode_frames, encode_flow, tvl1
+from flow import VARIANTS, TVL1Params, decode_frames, encode_flow, tvl1
 from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 
@@ -28,7 +28,7 @@ ENCODE_DEADLINE_PER_SECOND = 30.0
 # A clip is held in memory as luma while its flow is computed: 10 minutes at 456x256 are 1.8 GB.
 MAXIMUM_CLIP_SECONDS = 600.0
 MAXIMUM_ASPECT = 10
-FLOW_PAIRS_AT_A_TIME = 32
+FLOW_PAIRS_AT_A_TIME = 64
 SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
@@ -221,9 +221,9 @@ def _colour_matrix(source: SourceVideo) -> str:
     return "bt709" if long_side >= 1280 or short_side > 576 else "bt601"
 
 
-def default_flow_coding() -> FlowCoding:
-    """How flow is made and stored unless told otherwise: TV-L1 with the reference's default parameters."""
-    return FlowCoding(parameters=asdict(TVL1Params()))
+def flow_coding(variant: str = "tvl1", crf: int = FlowCoding.crf) -> FlowCoding:
+    """How flow is made, by a name of `flow.VARIANTS`, and stored."""
+    return FlowCoding(variant=variant, parameters=asdict(VARIANTS[variant]), crf=crf)
 
 
 def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "auto", threads: int = 1) -> StoredFlow:

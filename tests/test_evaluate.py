@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_prediction_equals_evaluation(clips, checkpoints, tmp_path):
     )
 
 
-def input_ofs_are_scaled_to_one(dataset):
+def test_inputs_are_scaled_to_one(dataset):
     members = next(iter(open_samples(str(dataset)))).read()
     rgb, flow = input_of(members, "rgb"), input_of(members, "flow")
     assert (rgb.shape, flow.shape) == ((1, 3, 12, 224, 224), (1, 2, 11, 224, 224))
@@ -126,6 +127,36 @@ def test_tars_by_braces_and_globs(dataset, checkpoints, tmp_path):
             read_json(sample.read())["label"] for sample in open_samples(str(dataset))
         ]
         assert set(probabilities(found["clips"][0])) == set(CLASSES)  # the checkpoint's own classes
+
+
+def test_flow_of_another_variant_is_refused(clips, dataset, checkpoints, tmp_path):
+    """By a run, by readers of both at once, and by a check of samples that a snapshot does not describe."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    shutil.copytree(clips / "jump", one / "jump")
+    run = ("run", "--manifest", one, "--short-side", 224, "--flow", "tvl1-flat", "--classes", tmp_path / "classes")
+    (tmp_path / "classes").write_text("\n".join(CLASSES))
+    command(main, *run, "--output", other)
+    metadata = read_json(next(iter(open_samples(str(other)))).read())["flow"]
+    assert (metadata["variant"], metadata["variant_version"]) == ("tvl1-flat", "opencv-5.0")
+    assert metadata["parameters"]["inner_iterations"] == 300
+    assert metadata["backend"] in {"cpu", "cuda"}
+
+    said = command(main, *run, "--output", dataset, status=1)
+    assert "flow.variant: 'tvl1' → 'tvl1-flat'" in said
+    assert "flow.parameters.median_filtering: 5 → 1" in said
+    assert "flow.crf: 24 → 0" in command(main, *run, "--flow-crf", 0, "--output", dataset, status=1)
+
+    tars = f"{dataset}/shards/all/*.tar,{other}/shards/all/*.tar"
+    said = command(evaluate_command, "--shards", f"{{{tars}}}", "--flow", checkpoints / "flow.pt", status=1)
+    assert "its flow was made in another way than that before it: " in said
+    assert "variant: 'tvl1-flat' → 'tvl1'" in said or "variant: 'tvl1' → 'tvl1-flat'" in said
+
+    file = other / "snapshots" / "0001" / "snapshot.json"
+    file.write_text(file.read_text().replace('"tvl1-flat"', '"tvl1"'))
+    root = json.loads((other / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps(root | {"snapshot_sha256": sha256(file.read_bytes()).hexdigest()}))
+    said = command(main, "verify", other, "--decode", status=1)
+    assert "its flow was made in another way than the dataset's: flow.variant: 'tvl1' → 'tvl1-flat'" in said
 
 
 def test_a_snapshot_can_be_named(dataset):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from flow import (
+    VARIANTS,
+    BackendUnavailable,
     TVL1Params,
     colour_code,
     colour_legend,
@@ -111,6 +113,12 @@ def test_our_solver_is_opencvs_on_scenes_of_full_size(name):
     assert errors(ours, truth).mean() <= errors(reference, truth).mean() + 0.01
 
 
+def test_the_flat_schedule_is_near_the_default():
+    frames = moving_texture(frames=2, dx=3, dy=-2, width=160, height=128, seed=11)
+    found = errors(tvl1(frames, VARIANTS["tvl1-flat"]), tvl1(frames, VARIANTS["tvl1"]))
+    assert 0 < found.mean() < 0.1
+
+
 def test_what_does_not_move_has_no_flow_at_all():
     still = np.repeat(moving_texture(frames=1), 2, axis=0)
     assert (tvl1(still) == 0).all()
@@ -170,10 +178,13 @@ def test_auto_is_the_cpu_where_there_is_no_gpu():
     np.testing.assert_array_equal(tvl1(frames), tvl1(frames, backend="cpu"))
 
 
-def test_opencv_without_cuda_says_so():
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_a_backend_that_cannot_work_here_says_so():
+    with pytest.raises(BackendUnavailable, match=r"needs a GPU that torch|needs torch and Triton"):
+        tvl1(moving_texture(frames=2), backend="cuda")
     if hasattr(cv2, "cuda_OpticalFlowDual_TVL1"):
         pytest.skip("this OpenCV has CUDA")
-    with pytest.raises(RuntimeError, match="built without CUDA"):
+    with pytest.raises(BackendUnavailable, match="needs an OpenCV built with CUDA"):
         tvl1(moving_texture(frames=2), backend="opencv-cuda")
 
 
@@ -239,6 +250,13 @@ def test_stored_flow_comes_back():
     with av.open(io.BytesIO(stored)) as container:
         frame = next(container.decode(video=0))
         assert (frame.width, frame.height, int(frame.color_range)) == (80, 128, 2)
+
+
+def test_lossless_coding_keeps_every_code():
+    flow = np.random.default_rng(3).normal(0, 6, (4, 32, 48, 2))
+    np.testing.assert_array_equal(decode_flow_codes(encode_flow(flow, crf=0)), quantise(flow))
+    sizes = [len(encode_flow(flow, crf=crf)) for crf in (0, 12, 24)]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_no_motion_is_exactly_zero_and_the_bound_is_kept():

@@ -12,7 +12,7 @@ import numpy as np
 
 from manifests.classes import PUBLISHED, ClassList, published_classes
 from manifests.index import MEMBERS, NO_CLASS, index_tar, read_index, read_members, read_snapshot
-from manifests.sample import METADATA, FormatError
+from manifests.sample import METADATA, FormatError, differences, flow_meaning
 from model import Stream
 
 
@@ -50,6 +50,7 @@ class Samples:
     classes: ClassList | None
     snapshot: str | None
     splits: tuple[str | None, ...]  # of the samples, each once
+    flow: dict[str, Any] | None  # `manifests.sample.flow_meaning`
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
@@ -120,7 +121,8 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
             raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
         samples += [Sample(record["key"].decode(), path, record) for record in read_index(folder, shard)]
     samples.sort(key=lambda sample: sample.key)
-    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards))
+    flow = flow_meaning(snapshot.specification.to_json()["flow"])
+    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards), flow)
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
@@ -131,6 +133,7 @@ def _of_tars(names: str, split: str | None) -> Samples:
     samples: list[Sample] = []
     splits: list[str | None] = []
     class_lists: set[tuple[str, str]] = set()
+    flows: list[dict[str, Any] | None] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise FormatError(f"{path}: neither a dataset's folder nor a tar file that is there")
@@ -140,6 +143,8 @@ def _of_tars(names: str, split: str | None) -> Samples:
             sample = Sample(record["key"].decode(), path, record)
             metadata = read_json(sample.read())
             class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
+            flows.append(flow_meaning(metadata["flow"]))
+            require_same_flow(flows[0], flows[-1], sample.name)
             if split is None or metadata["split"] == split:
                 samples.append(sample)
                 splits.append(metadata["split"])
@@ -148,7 +153,13 @@ def _of_tars(names: str, split: str | None) -> Samples:
     if not samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     samples.sort(key=lambda sample: sample.key)
-    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits))
+    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits), flows[0])
+
+
+def require_same_flow(first: dict[str, Any] | None, other: dict[str, Any] | None, name: str) -> None:
+    """Raise `FormatError` where two flows mean different things; `name` says whose the other one is."""
+    if first is not None and other is not None and (changed := differences(first, other)):
+        raise FormatError(f"{name}: its flow was made in another way than that before it: {'; '.join(changed)}")
 
 
 def _unique(splits: Iterable[str | None]) -> tuple[str | None, ...]:
