@@ -17,7 +17,7 @@ help:
 	@echo "make demo      set up, then render clips, prepare them, train both streams, write a report page"
 	@echo "make test      set up and run the tests (minutes); make test-all adds the slow ones"
 	@echo "make lint      ruff, mypy, the direction of imports"
-	@echo "make bench     measure against named alternatives"
+	@echo "make bench     measure against named alternatives; CLIPS=\"a.mp4 b.mp4\" for the coding of flow"
 	@echo "make install   set up only: .venv with pinned versions; system packages when missing"
 
 install: $(VENV)/installed
@@ -47,7 +47,7 @@ lint: install
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: install
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(CLIPS)
 
 constraints:
 	@command -v uv >/dev/null || { echo "make constraints needs uv (pip install uv)"; exit 1; }
