@@ -22,6 +22,7 @@ ZERO_CODE = 128
 LARGEST_CODE = 255
 FULL_RANGE = av.video.reformatter.ColorRange.JPEG
 STEPS = LARGEST_CODE - ZERO_CODE
+SMALLEST_BOUND_PIXELS, LARGEST_BOUND_PIXELS = 1e-3, 1e6
 
 
 def quantise(flow: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
@@ -35,14 +36,23 @@ def quantise(flow: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
         uint8 array of the same shape. Negating the flow mirrors the code about 128.
 
     Raises:
-        ValueError: an array that is not floating-point, or one that holds NaN or infinity.
+        ValueError: an array that is not floating-point, or one that holds NaN or infinity; a bound that is none.
     """
+    check_bound(bound_pixels)
     if not np.issubdtype(flow.dtype, np.floating):
         raise ValueError(f"flow must be floating-point pixels, not {flow.dtype}")
     if not np.isfinite(flow).all():
         raise ValueError("flow holds NaN or infinity")
+    flow = flow.astype(np.promote_types(flow.dtype, np.float32), copy=False)
     steps = np.rint(np.clip(flow, -bound_pixels, bound_pixels) * (STEPS / bound_pixels))
     return np.asarray(steps + ZERO_CODE, np.uint8)
+
+
+def check_bound(bound_pixels: float) -> None:
+    """Raise ValueError for a bound that is no positive number of pixels."""
+    if not SMALLEST_BOUND_PIXELS <= bound_pixels <= LARGEST_BOUND_PIXELS:
+        limits = f"from {SMALLEST_BOUND_PIXELS:g} to {LARGEST_BOUND_PIXELS:g}"
+        raise ValueError(f"bound of {bound_pixels} pixels: must be {limits}")
 
 
 def dequantise(codes: np.ndarray, bound_pixels: float = 20.0) -> np.ndarray:
@@ -54,7 +64,7 @@ def encode_flow(
     flow: Iterable[np.ndarray],
     *,
     bound_pixels: float = 20.0,
-    frame_rate: int = 25,
+    frame_rate: int | Fraction = 25,
     crf: int = 24,
     group_of_pictures: int = 16,
     preset: str = "medium",
@@ -81,13 +91,14 @@ def encode_flow(
     if first is None or first.ndim != 3 or first.shape[2] != 2:
         raise ValueError(f"flow must be N ≥ 1 fields of [H, W, 2], not of {'none' if first is None else first.shape}")
     height, width, _ = first.shape
-    if height % 2 or width % 2:
+    check_bound(bound_pixels)
+    if height % 2 or width % 2 or not height or not width:
         raise ValueError(f"flow of {width}x{height}: stored sizes are even")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=frame_rate)
         stream.width, stream.height, stream.pix_fmt = width, 2 * height, "gray"
-        stream.time_base = Fraction(1, frame_rate)
+        stream.time_base = 1 / Fraction(frame_rate)
         stream.codec_context.color_range = FULL_RANGE
         stream.codec_context.options = {
             "crf": str(crf),
@@ -103,7 +114,7 @@ def encode_flow(
             picture = quantise(field, bound_pixels).transpose(2, 0, 1).reshape(2 * height, width)
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
             frame.color_range = FULL_RANGE
-            frame.pts, frame.time_base = index, Fraction(1, frame_rate)
+            frame.pts, frame.time_base = index, 1 / Fraction(frame_rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
@@ -112,18 +123,30 @@ def encode_flow(
 def decode_flow_codes(video: bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
     """The codes of pictures [start, stop) of a stored flow video, by default of all: [N, H, W, 2] uint8.
 
+    H.264 has no checksums: damage that still decodes gives other codes. A dataset's checksums notice it.
+
     Raises:
-        ValueError: not a grey full-range video of x over y, damaged, or over before `stop`.
+        ValueError: not a grey 8-bit full-range video of x over y, damaged, or over before `stop`.
     """
-    pictures = []
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError(f"pictures {start} to {stop}: give a first one, and one behind the last")
+    pictures: list[np.ndarray] = []
     for frame in decode_frames(video, start, stop):
-        if frame.color_range != FULL_RANGE or frame.height % 2:
+        if frame.color_range != FULL_RANGE or frame.height % 2 or not (pictures or _is_grey(frame)):
             raise ValueError(
                 f"flow video of {frame.format.name}, range {frame.color_range}, height {frame.height}: "
-                "want x over y, full range"
+                "want x over y, grey, 8 bits, full range"
             )
         # Plane 0 as it is: FFmpeg's decoder shows 4:0:0 as 4:2:0 with empty chroma.
         plane = frame.planes[0]
         luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
         pictures.append(luma.reshape(2, frame.height // 2, frame.width).copy())
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 2, 3, 1))
+
+
+def _is_grey(frame: av.VideoFrame) -> bool:
+    """8 bits, and no colour: FFmpeg's decoder shows 4:0:0 as 4:2:0 whose chroma is 128 throughout."""
+    if any(component.bits != 8 for component in frame.format.components):
+        return False
+    chroma = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes[1:])
+    return all((plane == ZERO_CODE).all() for plane in chroma)

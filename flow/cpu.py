@@ -1,12 +1,10 @@
 """TV-L1 on the CPU: OpenCV's algorithm, pair by pair; the loops are in `flow.cpu_kernels`."""
 
-import math
-
 import cv2
 import numpy as np
 
 from flow import cpu_kernels as kernels
-from flow.parameters import TVL1Params, pyramid_sizes
+from flow.parameters import TVL1Params, change_limit, pyramid_sizes
 
 
 def solve_pair(
@@ -15,28 +13,24 @@ def solve_pair(
     """Write the flow of two [H, W] uint8 pictures into `flow` [H, W, 2] float32; `initial` is a flow to begin with."""
     height, width = frame0.shape
     sizes = pyramid_sizes(height, width, params)
-    images = [(frame0.astype(np.float32), frame1.astype(np.float32))]
+    images: list[tuple[np.ndarray, ...]] = [(frame0.astype(np.float32), frame1.astype(np.float32))]
     step = 1 / params.scale_step
     for size in sizes[1:]:
-        images.append(tuple(kernels.resize(image, *size, step, step, np.float32(1)) for image in images[-1]))
+        images.append(tuple(_resized(image, size, step, step, 1.0) for image in images[-1]))
     u = np.zeros((3 if params.gamma else 2, *sizes[-1]), np.float32)
     if initial is not None:
         parts = [np.ascontiguousarray(initial[..., component], np.float32) for component in (0, 1)]
         for size in sizes[1:]:
-            parts = [kernels.resize(part, *size, step, step, np.float32(params.scale_step)) for part in parts]
+            parts = [_resized(part, size, step, step, params.scale_step) for part in parts]
         u[:2] = parts
     for level in reversed(range(len(sizes))):
-        u = _solve_level(*images[level], u, params)
+        image0, image1 = images[level]
+        u = _solve_level(image0, image1, u, params)
         if level:
-            (height, width), (larger_height, larger_width) = sizes[level], sizes[level - 1]
-            steps = height / larger_height, width / larger_width
-            factors = np.float32(step), np.float32(step), np.float32(1)  # u3 is no motion
-            u = np.stack(
-                [
-                    kernels.resize(part, larger_height, larger_width, *steps, factor)
-                    for part, factor in zip(u, factors, strict=False)
-                ]
-            )
+            (height, width), larger = sizes[level], sizes[level - 1]
+            steps = height / larger[0], width / larger[1]
+            factors = (step, step, 1.0)[: len(u)]  # u3 is no motion
+            u = np.stack([_resized(part, larger, *steps, factor) for part, factor in zip(u, factors, strict=True)])
     flow[:] = u[:2].transpose(1, 2, 0)
 
 
@@ -57,7 +51,7 @@ def _solve_level(image0: np.ndarray, image1: np.ndarray, u: np.ndarray, params: 
     has_right[: width - 1] = 1
     numbers = params.lambda_ * params.theta, params.theta, params.tau / params.theta, params.gamma
     values = tuple(map(np.float32, numbers))
-    limit = math.floor(params.epsilon**2 * height * width * float(kernels.UNITS)) if params.epsilon else -1
+    limit = change_limit(params, height, width)
     changes = np.zeros(kernels.LONGEST_BLOCK, np.int64)
     image1 = kernels.with_gradient(image1)
     expected = kernels.LONGEST_BLOCK
@@ -73,6 +67,13 @@ def _solve_level(image0: np.ndarray, image1: np.ndarray, u: np.ndarray, params: 
             if needed > 0:
                 break
     return np.stack(pictures)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], step_y: float, step_x: float, factor: float) -> np.ndarray:
+    """`flow.cpu_kernels.resize`; a picture that has the size already is not resampled, as in OpenCV."""
+    if image.shape == size:
+        return image * np.float32(factor)
+    return np.asarray(kernels.resize(image, *size, step_y, step_x, np.float32(factor)))
 
 
 def _aligned_zeros(count: int) -> np.ndarray:

@@ -24,12 +24,13 @@ from numba.core import cgutils
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
+from flow.parameters import CHANGE_UNIT
+
 # Guard columns at the left of each row: they hold p = 0 and keep rows on the boundaries of vectors.
 GUARD = 8
-# The change of a pixel counts in whole units of 2⁻²⁴ px², so that a sum does not depend on its order. The largest
-# change that the thresholding step and the divergence can make with default parameters is 98 px².
-UNITS = np.float32(2**24)
-LARGEST_CHANGE = np.float32(127)
+# Of a pixel's change in px², so that it fits 32 bits in `CHANGE_UNIT`. With default parameters a pixel moves further in
+# an iteration only where a cubic warp overshoots at the sharpest of edges.
+UNITS, LARGEST_CHANGE = np.float32(1 / CHANGE_UNIT), np.float32(127)
 # Iterations that follow each other through the picture: their rows fit the second-level cache at 340 columns.
 LONGEST_BLOCK = 10
 # Of a row: u1, u2, p11, p12, p21, p22 change with each iteration; ∂x, ∂y, 1/|∇|², ρ do not. With an illumination term
@@ -48,8 +49,16 @@ class _DistinctRows(Compiler):
         return super().define_pipelines()
 
 
-_compiled: Any = njit(nogil=True, error_model="numpy", cache=True)
-_compiled_row: Any = njit(nogil=True, error_model="numpy", cache=True, pipeline_class=_DistinctRows)
+def _compiled(function: Any, **options: Any) -> Any:
+    """Compile at the first call; the code is kept on disk where there is a place for it."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's may be written to
+        return njit(nogil=True, error_model="numpy", **options)(function)
+
+
+def _compiled_row(function: Any) -> Any:
+    return _compiled(function, pipeline_class=_DistinctRows)
 
 
 @intrinsic
@@ -72,7 +81,7 @@ def pointer(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 — values c
 def update_u(n, u1, u2, p11, p12, p12_above, p21, p22, p22_above, ix, iy, inverse, rho_c, changes, l_t, theta):
     """One iteration's u of a row of n pixels, in place.
 
-    `…_above` are the row above, `changes` gets the squared change of u in `UNITS`; `l_t` and `theta` are λθ and θ.
+    `…_above` are the row above, `changes` gets the squared change of u in `CHANGE_UNIT`; `l_t` and `theta` are λθ, θ.
     """
     for x in range(n):
         a, b = u1[x], u2[x]
@@ -257,7 +266,7 @@ def iterate_until(level, backup, has_right, shape, most, expected, values, limit
                     iterate(level, backup, has_right, shape, k + 1, values, changes)
                 return done + k + 1
         done += count
-        expected = 2
+        expected = 2 if limit >= 0 else LONGEST_BLOCK
         if count > 1 and 0 < limit < changes[count - 1] < changes[count - 2]:
             last, before = float(changes[count - 1]), float(changes[count - 2])
             expected = 1 + int(math.log(last / limit) / math.log(before / last))
@@ -278,9 +287,10 @@ def cubic(f):
 def locate_row(n, u1, u2, y, height, width, first, columns, rows):
     """For each pixel of a row: the first of the 4×4 neighbours of the point it moves to, and their weights [4, n]."""
     for x in range(n):
-        # Beyond these positions all neighbours are zero.
-        column = min(max(np.float32(np.int32(x)) + u1[x], np.float32(-3)), np.float32(width + 1))
-        row = min(max(np.float32(y) + u2[x], np.float32(-3)), np.float32(height + 1))
+        # Beyond these positions all neighbours are zero. What is not a number is not above them either.
+        column, row = np.float32(np.int32(x)) + u1[x], np.float32(y) + u2[x]
+        column = min(column if column > np.float32(-3) else np.float32(-3), np.float32(width + 1))
+        row = min(row if row > np.float32(-3) else np.float32(-3), np.float32(height + 1))
         left, top = np.floor(column), np.floor(row)
         columns[x], columns[n + x], columns[2 * n + x], columns[3 * n + x] = cubic(column - left)
         rows[x], rows[n + x], rows[2 * n + x], rows[3 * n + x] = cubic(row - top)

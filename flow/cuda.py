@@ -1,7 +1,8 @@
 """TV-L1 on a GPU: the same bits as `flow.cpu`, for all pairs of a clip at once, in Triton.
 
 What makes it fast:
-- All pairs of a batch go through each launch together; the host waits for the device once an outer iteration at most.
+- All pairs of a batch go through each launch together; within a level of the pyramid the host waits for the device
+  once an outer iteration at most.
 - Each pair has its own flags on the device. A pair that has stopped costs programs that return at once, and from the
   next outer iteration on nothing.
 - u and p exist twice; a launch reads one copy and writes the other. So several iterations can be done in one launch,
@@ -9,7 +10,6 @@ What makes it fast:
   was read is still whole, and the next launch does so many iterations again.
 """
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import triton
 
 from flow import cpu_kernels
 from flow import cuda_kernels as kernels
-from flow.parameters import TVL1Params, pyramid_sizes
+from flow.parameters import TVL1Params, change_limit, pyramid_sizes
 
 # Above this, pictures times two would not fit a grid's second dimension.
 LARGEST_BATCH = 32767
@@ -187,7 +187,7 @@ def _iterate(
     counts = [tiling.iterations] * whole + [rest] * (rest > 0)
     if tiling.iterations > 1:
         counts.append(0)  # one more launch for pairs that have to go back from the last one
-    limit = math.floor(params.epsilon**2 * height * width * float(cpu_kernels.UNITS)) if params.epsilon else -1
+    limit = change_limit(params, height, width)
     values = params.lambda_ * params.theta, params.theta, params.tau / params.theta, params.gamma
     numbers = pairs, height, width, *(float(np.float32(value)) for value in values)
     length = triton.next_power_of_2(tiling.iterations)
@@ -207,6 +207,8 @@ def _resize(pictures: torch.Tensor, size: tuple[int, int], steps: tuple[float, f
     """`flow.cpu_kernels.resize` of pictures [N, H, W]."""
     (number, source_height, source_width), device = pictures.shape, pictures.device
     (height, width), (step_y, step_x) = size, steps
+    if size == (source_height, source_width):
+        return pictures * factor
     lefts, after_lefts = (
         torch.from_numpy(table).to(device) for table in cpu_kernels.linear(width, step_x, source_width)
     )

@@ -22,6 +22,8 @@ PAIR_SOLVERS: dict[str, PairSolver] = {
 }
 BACKENDS = (CUDA, *PAIR_SOLVERS)
 
+LARGEST_INITIAL_PIXELS = 1e6  # the square of much more than that is beyond float32
+
 _gpu = threading.Lock()  # a call fills the memory that is free, so threads take turns
 
 
@@ -106,7 +108,7 @@ def tvl1_pairs(
             follow to some hundredths of a pixel. "opencv-cuda" is `cv2.cuda.OpticalFlowDual_TVL1` of an OpenCV that
             was built with it: outer × inner iterations in a row and never a median. "auto" see `fastest_backend`.
         device: where "cuda" works, as torch names it.
-        threads: pairs computed at a time on the CPU.
+        threads: pairs computed at a time on the CPU. OpenCV's own are set to one, and stay so.
         initial: [N, H, W, 2] float32, flow to begin with; default: none.
 
     Returns:
@@ -125,7 +127,7 @@ def tvl1_pairs(
     if min(height, width) < MINIMUM_SIDE_PIXELS:
         raise ValueError(f"frames of {width}x{height}: flow needs sides of at least {MINIMUM_SIDE_PIXELS} pixels")
     if initial is not None:
-        _check_initial(initial, (*first.shape, 2))
+        initial = _checked_initial(np.asarray(initial), (*first.shape, 2))
     chosen = fastest_backend(device) if backend == "auto" else backend
     _require(chosen, device)
     if chosen == CUDA:
@@ -136,11 +138,12 @@ def tvl1_pairs(
 def _grey(name: str, pictures: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """[N, H, W] uint8."""
     if not isinstance(pictures, np.ndarray):
+        pictures = list(pictures)
         for number, picture in enumerate(pictures):
             if np.shape(picture) != np.shape(pictures[0]):
                 was, now = list(np.shape(pictures[0])), list(np.shape(picture))
                 raise ValueError(f"{name}: picture {number} is {now}, those before it {was}; flow needs one size")
-        pictures = np.asarray(pictures)
+    pictures = np.asarray(pictures)
     if np.issubdtype(pictures.dtype, np.floating) and pictures.size:
         held = "hold NaN" if np.isnan(pictures).any() else f"reach from {np.min(pictures):g} to {np.max(pictures):g}"
         raise ValueError(
@@ -159,8 +162,14 @@ def _require(backend: str, device: str) -> None:
             import triton  # noqa: F401
         except ImportError as error:
             raise BackendUnavailable(f"the backend 'cuda' needs torch and Triton: {error}") from error
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             raise BackendUnavailable(f"the backend 'cuda' needs a GPU that torch {torch.__version__} can use")
+        try:
+            known = torch.device(device).type == CUDA
+        except RuntimeError:
+            known = False
+        if not known:
+            raise ValueError(f"device {str(device)!r}: the backend 'cuda' works on 'cuda', 'cuda:1' and so on")
     if backend == OPENCV_CUDA:
         if not hasattr(cv2, "cuda_OpticalFlowDual_TVL1"):
             raise BackendUnavailable("the backend 'opencv-cuda' needs an OpenCV built with CUDA; pip's never is")
@@ -168,12 +177,15 @@ def _require(backend: str, device: str) -> None:
             raise BackendUnavailable("the backend 'opencv-cuda' needs a GPU, and OpenCV sees none")
 
 
-def _check_initial(initial: np.ndarray, shape: tuple[int, ...]) -> None:
+def _checked_initial(initial: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if initial.shape != shape or initial.dtype != np.float32:
         want = list(shape)
         raise ValueError(f"initial must be {want} float32 pixels, not {initial.dtype} {list(initial.shape)}")
     if not np.isfinite(initial).all():
         raise ValueError("initial holds NaN or infinity")
+    if np.abs(initial).max(initial=0) > LARGEST_INITIAL_PIXELS:
+        raise ValueError(f"initial moves by more than {LARGEST_INITIAL_PIXELS:g} pixels")
+    return initial
 
 
 def _on_cpu(

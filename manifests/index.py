@@ -42,7 +42,7 @@ SNAPSHOT_NAME = re.compile(r"[0-9]{4,9}")
 SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+/g[0-9]{4,9}-[0-9]{6}-[0-9a-f]{12}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 MAXIMUM_METADATA_BYTES = 1 << 20
-# The fields of a sample's metadata that readers rely on. Those of flow are None where there is none.
+# The fields of a sample's metadata that readers rely on. Where there is no flow, `flow` is None.
 METADATA_FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str, NoneType),
     "split": (str, NoneType),
@@ -51,9 +51,9 @@ METADATA_FIELDS: dict[str, tuple[type, ...]] = {
     "classes.sha256": (str,),
     **{f"rgb.{field}": (int,) for field in ("frames", "width", "height")},
     "rgb.sha256": (str,),
-    **{f"flow.{field}": (int, NoneType) for field in ("frames", "width", "height", "bound_pixels")},
-    **{f"flow.{field}": (str, NoneType) for field in ("variant", "variant_version", "sha256")},
-    "flow.parameters": (dict, NoneType),
+    **{f"flow.{field}": (int,) for field in ("frames", "width", "height", "bound_pixels")},
+    **{f"flow.{field}": (str,) for field in ("variant", "variant_version", "sha256")},
+    "flow.parameters": (dict,),
 }
 
 
@@ -183,21 +183,26 @@ def _check_record(record: np.void, metadata: dict[str, Any], name: str) -> None:
 def read_metadata(content: bytes, name: str) -> dict[str, Any]:
     """A sample's metadata; `FormatError` for another format version or what is no metadata at all."""
     try:
-        metadata = json.loads(content)
+        metadata = json.loads(content, parse_constant=_no_number)
         version = metadata["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{name}: not the metadata of a sample: {error!r}") from error
     if version != FORMAT_VERSION:
         raise FormatError(f"{name}: format version {version!r}, this program reads version {FORMAT_VERSION}")
     for field, kinds in METADATA_FIELDS.items():
+        if field.startswith("flow.") and metadata.get("flow", ...) is None:
+            continue
         value: Any = metadata
         for part in field.split("."):
-            # A sample without flow has None there, and nothing below it.
-            value = value.get(part, ...) if isinstance(value, dict) else None if value is None else ...
+            value = value.get(part, ...) if isinstance(value, dict) else ...
         in_range = not isinstance(value, int) or 0 <= value < 1 << 31
         if not isinstance(value, kinds) or isinstance(value, bool) or not in_range:
             raise FormatError(f"{name}: not the metadata of a sample: {field} is missing, of another type or range")
     return dict(metadata)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def write_records(records: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from flow import decode_flow_codes, dequantise
+from manifests.sample import FormatError
 from model import I3D, load_i3d, save_run
 from pipeline.cli import main
 from pipeline.video import decode_rgb
@@ -131,10 +132,8 @@ def test_tars_by_braces_and_globs(dataset, checkpoints, tmp_path):
 
 def test_flow_of_another_variant_is_refused(clips, dataset, checkpoints, tmp_path):
     """By a run, by readers of both at once, and by a check of samples that a snapshot does not describe."""
-    one, other = tmp_path / "one", tmp_path / "other"
-    shutil.copytree(clips / "jump", one / "jump")
-    run = ("run", "--manifest", one, "--short-side", 224, "--flow", "tvl1-flat", "--classes", tmp_path / "classes")
-    (tmp_path / "classes").write_text("\n".join(CLASSES))
+    other = tmp_path / "other"
+    run = ("run", "--manifest", clips, "--short-side", 224, "--flow", "tvl1-flat")
     command(main, *run, "--output", other)
     metadata = read_json(next(iter(open_samples(str(other)))).read())["flow"]
     assert (metadata["variant"], metadata["variant_version"]) == ("tvl1-flat", "opencv-5.0")
@@ -150,6 +149,14 @@ def test_flow_of_another_variant_is_refused(clips, dataset, checkpoints, tmp_pat
     said = command(evaluate_command, "--shards", f"{{{tars}}}", "--flow", checkpoints / "flow.pt", status=1)
     assert "its flow was made in another way than that before it: " in said
     assert "variant: 'tvl1-flat' → 'tvl1'" in said or "variant: 'tvl1' → 'tvl1-flat'" in said
+
+    # Opening them is not refused, since RGB may be all that is wanted; flow is, whatever comes first.
+    rgb_only = tmp_path / "rgb-only"
+    command(main, *run[:-1], "none", "--output", rgb_only)
+    three = f"{{{rgb_only}/shards/all/*.tar,{tars}}}"
+    assert len(open_samples(three)) == 9
+    with pytest.raises(FormatError, match="its flow was made in another way"):
+        open_samples(three).require_one_flow()
 
     file = other / "snapshots" / "0001" / "snapshot.json"
     file.write_text(file.read_text().replace('"tvl1-flat"', '"tvl1"'))

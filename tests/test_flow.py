@@ -1,9 +1,13 @@
 """Flow by the front door, its 8-bit coding, its pictures."""
 
 import io
+import os
+import re
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from flow import (
     tvl1,
     tvl1_pairs,
 )
+from manifests.sample import FlowCoding
 from tests.scenes import SCENES, render_pair
 
 
@@ -190,7 +195,7 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print((peak - before - flow.nbytes) / 1e6)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert 0 < float(done.stdout) < 80
+    assert 0 < float(done.stdout) < 60
 
 
 def test_what_does_not_move_has_no_flow_at_all():
@@ -266,12 +271,60 @@ def test_a_backend_that_cannot_work_here_says_so():
     ("name", "value"),
     [
         ("tau", 0), ("theta", -1), ("lambda_", float("nan")), ("scales", 0), ("warps", 0), ("epsilon", -0.1),
-        ("scale_step", 1), ("median_filtering", 7), ("inner_iterations", 0),
+        ("scale_step", 1), ("median_filtering", 7), ("inner_iterations", 0), ("gamma", float("nan")), ("gamma", -1),
+        ("theta", 1e-40), ("tau", 1e300), ("epsilon", 1e160), ("warps", 2.5), ("median_filtering", 0), ("tau", "x"),
     ],
 )  # fmt: skip
 def test_parameters_that_mean_nothing(name, value):
-    with pytest.raises(ValueError, match=f"{name} {value}: must"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} {value!r}: must")):
         TVL1Params(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"gamma": 1e6}, {"theta": 1e-6}, {"theta": 1e6}, {"tau": 1e6}, {"lambda_": 1e6}, {"epsilon": 1e6}, {"tau": 1e-6}],
+)
+def test_parameters_at_their_limits_read_no_foreign_memory(changed):
+    params = TVL1Params(**{"warps": 2, "outer_iterations": 2, "inner_iterations": 5, **changed})
+    assert tvl1(moving_texture(frames=2), params, backend="cpu").shape == (1, 64, 80, 2)
+
+
+def test_a_flow_to_begin_with_that_leaves_the_picture():
+    frames = moving_texture(frames=2)
+    far = np.random.default_rng(2).choice([-1e6, 0, 1e6], (1, 64, 80, 2)).astype(np.float32)
+    assert np.isfinite(tvl1(frames, backend="cpu", initial=far)).all()
+    with pytest.raises(ValueError, match=r"initial moves by more than 1e\+06 pixels"):
+        tvl1(frames, backend="cpu", initial=far * 2)
+
+
+def test_levels_that_do_not_shrink_are_those_of_opencv():
+    frames = moving_texture(frames=2, height=40, width=40)
+    few = TVL1Params(scale_step=0.99, epsilon=0, warps=1, outer_iterations=1, inner_iterations=2)
+    assert errors(tvl1(frames, few, backend="cpu"), tvl1(frames, few, backend="opencv")).max() < 1e-3
+
+
+def test_any_layout_of_memory():
+    frames = moving_texture(frames=4)
+    expected = tvl1(frames)
+    padded = np.zeros((4, 70, 100), np.uint8)
+    padded[:, 3:67, 5:85] = frames
+    for same in (np.asfortranarray(frames), padded[:, 3:67, 5:85], np.ma.masked_array(frames), iter(frames)):
+        np.testing.assert_array_equal(tvl1(same), expected)
+    np.testing.assert_array_equal(tvl1(frames[::-1])[::-1], tvl1(np.ascontiguousarray(frames[::-1]))[::-1])
+
+
+def test_it_works_where_nothing_may_be_written(tmp_path):
+    """As for a user of what an administrator has installed: no place for compiled code."""
+    package = tmp_path / "flow"
+    shutil.copytree(Path(__file__).parents[1] / "flow", package, ignore=shutil.ignore_patterns("__pycache__"))
+    # A file where Numba would make its folders; root may write anywhere else.
+    (package / "__pycache__").write_text("")
+    (tmp_path / "home").write_text("")
+    script = "import flow, numpy as np; print(flow.tvl1(np.zeros((2, 20, 20), np.uint8)).shape, flow.__file__)"
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == f"(1, 20, 20, 2) {package}/__init__.py\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -306,6 +359,14 @@ def test_codes():
     assert np.abs(dequantise(quantise(steps)) - steps).max() <= 20 / 127 / 2 + 1e-6
     np.testing.assert_array_equal(quantise(-steps).astype(int), 256 - quantise(steps).astype(int))
     np.testing.assert_allclose(dequantise(quantise(steps, 5.0), 5.0), np.clip(steps, -5, 5), atol=5 / 127 / 2 + 1e-6)
+
+
+@pytest.mark.parametrize("bound", [0, -20, float("nan"), float("inf"), 1e-300])
+def test_bounds_that_are_none(bound):
+    with pytest.raises(ValueError, match=r"bound of .* pixels: must be from 0\.001"):
+        quantise(np.zeros(3), bound)
+    with pytest.raises(ValueError, match="bound of"):
+        encode_flow(np.zeros((2, 16, 16, 2)), bound_pixels=bound)
 
 
 @pytest.mark.parametrize("bad", [np.array([np.nan]), np.array([np.inf]), np.array([1, 2])])
@@ -358,6 +419,35 @@ def test_a_limited_range_video_is_refused():
         decode_flow_codes(b"nothing")
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv420p10le", "gray10le"])
+def test_a_full_range_video_of_another_kind_is_refused(pixel_format):
+    buffer, picture = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, pixel_format
+        stream.codec_context.color_range = 2
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format)
+            frame.color_range = 2
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="want x over y, grey, 8 bits, full range"):
+        decode_flow_codes(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (0, -1), (3, 2), (0, 0)])
+def test_pictures_that_cannot_be_meant(start, stop):
+    with pytest.raises(ValueError, match=f"pictures {start} to {stop}"):
+        decode_flow_codes(encode_flow(np.zeros((4, 16, 16, 2))), start, stop)
+
+
+def test_what_a_dataset_stores_is_the_coders_default():
+    defaults = {name: parameter.default for name, parameter in signature(encode_flow).parameters.items()}
+    stored = asdict(FlowCoding())
+    for name in ("bound_pixels", "crf", "group_of_pictures", "preset", "tune"):
+        assert stored[name] == defaults[name], name
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 48), (3, 32, 48, 3), (3, 31, 48, 2), (0, 32, 48, 2)])
 def test_shapes_that_cannot_be_stored(shape):
     with pytest.raises(ValueError, match="flow"):
@@ -391,7 +481,7 @@ def test_legend_is_a_disc():
 
 
 def test_known_pair(shared):
-    """RubberWhale of Middlebury: end-point error of the reference against the true flow (.156 known)."""
+    """RubberWhale of Middlebury: end-point error against the true flow (.156 is known of OpenCV's)."""
     frames = np.stack(
         [cv2.imread(str(shared / "data" / "flow" / f"frame{i}.png"), cv2.IMREAD_GRAYSCALE) for i in (10, 11)]
     )

@@ -201,7 +201,7 @@ def test_a_tile_that_is_all_margin():
         cuda.Tiling(4, rows=8, columns=64)
 
 
-# Multiply-adds that the kernels ask for, a pixel. `_iterate_once_kernel` computes u at three places.
+# Multiply-adds that the kernels ask for, a pixel. `iterate_once` computes u at three places.
 FUSED = {
     "resize": 3,
     "gradient": 0,

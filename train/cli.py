@@ -117,6 +117,8 @@ def evaluate_command(
     """
     try:
         samples = open_samples(shards, split)
+        if flow is not None:
+            samples.require_one_flow()
         streams = load_streams(rgb, flow, samples.classes)
         console = Console(file=sys.stderr)
         found_by_clip = evaluate(samples, streams, crop, frames)

@@ -11,7 +11,7 @@ from manifests.sample import FormatError
 from model import Stream, load_checkpoint
 from train.loop import train
 from train.run import Configuration, Precision, Session, identity, open_run
-from train.stream import Samples, open_samples, require_same_flow, trainable_samples
+from train.stream import Samples, open_samples, trainable_samples
 
 RELEASED_RATE = 0.1  # of DeepMind's training, with 64 replicas of 6 clips each
 RELEASED_BATCH = 384
@@ -102,7 +102,7 @@ def _validation(shards: str | None, split: str | None, samples: Samples, stream:
     if validation.classes != samples.classes:
         raise FormatError(f"{shards}: its classes are not those of the training data")
     if stream == "flow":
-        require_same_flow(samples.flow, validation.flow, shards)
+        samples.require_one_flow(validation)
     return validation
 
 

@@ -50,7 +50,7 @@ class Samples:
     classes: ClassList | None
     snapshot: str | None
     splits: tuple[str | None, ...]  # of the samples, each once
-    flow: dict[str, Any] | None  # `manifests.sample.flow_meaning`
+    flows: tuple[tuple[str, dict[str, Any]], ...]  # each `flow_meaning` there is, and whose it is
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
@@ -58,13 +58,20 @@ class Samples:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def require_one_flow(self, others: "Samples | None" = None) -> None:
+        """Raise `FormatError` where the flow of these samples, and of `others`, was made in different ways."""
+        (_, first), *rest = (*self.flows, *(others.flows if others else ())) or (("", {}),)
+        for name, flow in rest:
+            if changed := differences(first, flow):
+                raise FormatError(f"{name}: its flow was made in another way than that before it: {'; '.join(changed)}")
+
 
 def trainable_samples(samples: Samples, stream: Stream) -> Samples:
     """Those samples that have a label.
 
     Raises:
-        FormatError: several splits at once, none with a label, a class list that is unknown, or a sample without
-            `stream`.
+        FormatError: several splits at once, none with a label, a class list that is unknown, a sample without
+            `stream`, or flow that was made in several ways.
     """
     first = samples.samples[0]
     if len(samples.splits) > 1:
@@ -72,6 +79,8 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
         raise FormatError(f"{first.shard.parent}: samples of several splits ({there}): choose one with --split")
     if samples.classes is None:
         raise FormatError(f"{first.shard}: a tar does not hold its own class list: name the dataset's folder")
+    if stream == "flow":
+        samples.require_one_flow()
     labelled = [sample for sample in samples if sample.record["class_index"] != NO_CLASS]
     if not labelled:
         raise FormatError(f"{first.shard}: none of the {len(samples)} samples has a label")
@@ -122,7 +131,8 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
         samples += [Sample(record["key"].decode(), path, record) for record in read_index(folder, shard)]
     samples.sort(key=lambda sample: sample.key)
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
-    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards), flow)
+    flows = () if flow is None else ((str(folder), flow),)
+    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards), flows)
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
@@ -133,7 +143,7 @@ def _of_tars(names: str, split: str | None) -> Samples:
     samples: list[Sample] = []
     splits: list[str | None] = []
     class_lists: set[tuple[str, str]] = set()
-    flows: list[dict[str, Any] | None] = []
+    flows: list[tuple[str, dict[str, Any]]] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise FormatError(f"{path}: neither a dataset's folder nor a tar file that is there")
@@ -143,23 +153,18 @@ def _of_tars(names: str, split: str | None) -> Samples:
             sample = Sample(record["key"].decode(), path, record)
             metadata = read_json(sample.read())
             class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
-            flows.append(flow_meaning(metadata["flow"]))
-            require_same_flow(flows[0], flows[-1], sample.name)
             if split is None or metadata["split"] == split:
                 samples.append(sample)
                 splits.append(metadata["split"])
+                flow = flow_meaning(metadata["flow"])
+                if flow is not None and flow not in (known for _, known in flows):
+                    flows.append((sample.name, flow))
     if len(class_lists) > 1:
         raise FormatError(f"{names}: samples of different class lists: {', '.join(name for name, _ in class_lists)}")
     if not samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     samples.sort(key=lambda sample: sample.key)
-    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits), flows[0])
-
-
-def require_same_flow(first: dict[str, Any] | None, other: dict[str, Any] | None, name: str) -> None:
-    """Raise `FormatError` where two flows mean different things; `name` says whose the other one is."""
-    if first is not None and other is not None and (changed := differences(first, other)):
-        raise FormatError(f"{name}: its flow was made in another way than that before it: {'; '.join(changed)}")
+    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits), tuple(flows))
 
 
 def _unique(splits: Iterable[str | None]) -> tuple[str | None, ...]:
