@@ -271,6 +271,7 @@ def linear_accuracy(
     return float(np.mean(np.argmax((test - middle) / spread @ weights, axis=1) == test_labels))
 
 
+@pytest.mark.slow
 def test_single_frames_do_not_tell_the_classes_apart() -> None:
     """160 held-out frames: chance is 0.1 with a standard error of 0.024, and the bound lies four above it.
 

@@ -181,21 +181,22 @@ def test_there_opencv_is_as_far_from_itself(name):
 
 @pytest.mark.slow
 def test_memory_of_a_clip_is_small():
-    """Beyond input and output: 10 MB a thread at 340x256."""
+    """Beyond input and output, 10 to 20 MB a thread at 340x256."""
     script = """
-import resource, sys
+import re
 import numpy as np
 from flow import tvl1
 from tests.scenes import SCENES, render_pair
 frames = np.concatenate([render_pair(SCENES[0], seed)[0] for seed in range(5)])
 tvl1(np.ascontiguousarray(frames[:2, :64, :64]))
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def kilobytes(field):  # not getrusage: its peak is the parent's at first
+    return int(re.search(field + r":\\s*(\\d+)", open("/proc/self/status").read())[1])
+before = kilobytes("VmRSS")
 flow = tvl1(frames, threads=4)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print((peak - before - flow.nbytes) / 1e6)
+print((kilobytes("VmHWM") - before) / 1e3 - flow.nbytes / 1e6)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert 0 < float(done.stdout) < 60
+    assert 0 < float(done.stdout) < 80
 
 
 def test_what_does_not_move_has_no_flow_at_all():

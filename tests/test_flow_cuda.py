@@ -112,7 +112,9 @@ class TestInterpreted:
         np.testing.assert_array_equal(expected, on_cpu(first, second, fixed))
         np.testing.assert_array_equal(solve(first, second, params, tiling=BLOCKS), expected)
 
-    @pytest.mark.parametrize("tiling", [ONE_AT_A_TIME, BLOCKS], ids=["one", "blocks"])
+    @pytest.mark.parametrize(
+        "tiling", [pytest.param(ONE_AT_A_TIME, marks=pytest.mark.slow), BLOCKS], ids=["one", "blocks"]
+    )
     def test_illumination_and_a_flow_to_begin_with(self, tiling):
         first, second = np.split(moving_texture(4, 24, 40), 2)
         params = TVL1Params(scales=2, warps=2, outer_iterations=2, inner_iterations=4, epsilon=0.05, gamma=0.7)

@@ -116,6 +116,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(train, tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_cut_off_is_made_up(demo, train, tmp_path):
     """What the schedule learns from it counts, so a run killed within it must equal one that was not."""
     options = ("--evaluate-every", 3, "--patience", 1, "--val-shards", demo, "--val-split", "val")
@@ -158,7 +159,7 @@ def test_lines_after_the_checkpoint_are_taken_back(train, tmp_path):
     assert 9.0 not in losses(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_well(demo, tmp_path, number):
     program = Path(sys.executable).with_name("i3d-train")
     run = tmp_path / "run"
