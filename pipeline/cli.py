@@ -15,12 +15,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from flow import VARIANTS
 from manifests.clip import printable
 from manifests.index import read_snapshot
-from manifests.lease import LeaseHeld
+from manifests.lease import LeaseHeld, lease
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
 from pipeline import turns
 from pipeline.fetch import parse_source
-from pipeline.ledger import LEDGER, read_ledger, totals
+from pipeline.generations import compact, withdraw
+from pipeline.ledger import LEDGER, RETRYABLE, read_ledger, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
@@ -58,9 +59,12 @@ def main() -> None:
 )
 @click.option(
     "--source",
-    default="youtube",
+    "sources",
+    multiple=True,
+    default=["youtube"],
     show_default=True,
-    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube.",
+    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube; "
+    "of several, each is asked for what those before it lack.",
 )
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
 @click.option("--flow", type=click.Choice([*VARIANTS, "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
@@ -79,29 +83,45 @@ def main() -> None:
     help="kinetics400, kinetics600, or a file with one label a line. By default kinetics400, "
     "for lists of your own their labels, and for a dataset that exists the list it was made with.",
 )
+@click.option(
+    "--retry",
+    multiple=True,
+    type=click.Choice(["all", *RETRYABLE]),
+    metavar="REASON",
+    help="Try clips again that failed for good for this reason; may be given several times; 'all' for every reason.",
+)
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    help="Exit with status 1 when more clips of this run failed; by default any number may.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
 def run_command(
     manifests: tuple[Path, ...],
-    source: str,
+    sources: tuple[str, ...],
     output: Path,
     flow: str,
     flow_crf: int,
     short_side: int,
     classes: str | None,
+    retry: tuple[str, ...],
+    max_failures: int | None,
     workers: int | None,
     others: tuple[str, ...],
 ) -> None:
     """Prepare every clip of the lists that is not published yet.
 
-    Clips that fail are recorded with a reason, and the rest goes on; the next run tries them again. Options that are
-    not listed here go to Apache Beam, such as --runner.
+    Clips that fail are recorded with a reason, and the rest goes on. The next run tries those again that may come out
+    well then, such as timeouts, and others where --retry names their reason. Options that are not listed here go to
+    Apache Beam, such as --runner.
 
     \b
     Examples:
       kinetics-prep run --manifest train.csv val.csv --output k400
-      kinetics-prep run --manifest val.csv --source 'https://mirror.example/{youtube_id}.mp4' --output k400
+      kinetics-prep run --manifest val.csv --source videos/ --source youtube --output k400
       kinetics-prep run --manifest my_videos/ --output mine --flow none
+      kinetics-prep run --manifest val.csv --source videos/ --output k400 --retry corrupt --retry too-short
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
     # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
     further = list(takewhile(lambda word: not word.startswith("-"), others))
@@ -109,11 +129,12 @@ def run_command(
     try:
         plan = run(
             [*manifests, *map(Path, further)],
-            parse_source(source),
+            [parse_source(source) for source in sources],
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
             classes=classes,
+            retry=RETRYABLE if "all" in retry else retry,
             options=options,
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
@@ -136,15 +157,57 @@ def run_command(
         if ledger[clip.key]["reason"]:
             message = ledger[clip.key]["message"].splitlines() or [""]
             click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {printable(message[-1])}", err=True)
-    already = len(plan.listing.clips) - len(plan.clips)
+    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due
+    given_up = f"{plan.not_due} failed for good before (--retry), " if plan.not_due else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
-        f"{len(plan.clips)} clips worked on"
+        f"{given_up}{len(plan.clips)} clips worked on"
     )
     click.echo("The dataset so far:")
     _print_totals(output)
     if read_snapshot(output) is None:
         raise click.ClickException("no clip came out well, nothing is published")
+    failed = sum(ledger[clip.key]["reason"] is not None for clip in plan.clips)
+    if max_failures is not None and failed > max_failures:
+        raise click.ClickException(f"{failed} clips of this run failed, more than --max-failures {max_failures}")
+
+
+@main.command("compact", short_help="Publish all clips as one generation.")
+@click.argument("dataset", type=DATASET)
+def compact_command(dataset: Path) -> None:
+    """Publish all clips of the current snapshot as one generation: the shards of a fresh run with the same outcomes.
+
+    Older snapshots and their shards stay.
+
+    Example: kinetics-prep compact k400
+    """
+    try:
+        with lease(dataset):
+            snapshot = compact(dataset)
+    except (FormatError, LeaseHeld, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    samples = sum(shard.samples for shard in snapshot.shards)
+    click.echo(f"snapshot {snapshot.name}: {samples} samples in {len(snapshot.shards)} shards")
+
+
+@main.command("purge", short_help="Take clips down, for good.")
+@click.argument("dataset", type=DATASET)
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+def purge_command(dataset: Path, keys: tuple[str, ...]) -> None:
+    """Remove clips from every shard, snapshot and finished clip; no later run brings them back.
+
+    Shards that held them are rewritten, in older snapshots too, and the report page is removed. Keys that start with a
+    dash stand after two dashes.
+
+    Example: kinetics-prep purge k400 -- -abcdefghij_000010_000020
+    """
+    try:
+        with lease(dataset):
+            withdraw(dataset, keys)
+    except (FormatError, LeaseHeld, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    snapshot = read_snapshot(dataset)
+    click.echo(f"{len(set(keys))} taken down" + (f"; snapshot {snapshot.name} is the current one" if snapshot else ""))
 
 
 @main.command("status", short_help="Count what became of the listed clips.")

@@ -1,12 +1,16 @@
 """Where source videos come from: a folder, any URL that yt-dlp can read, YouTube itself."""
 
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from manifests.clip import Clip
 from manifests.lists import VIDEO_SUFFIXES
+from pipeline.ledger import LATER, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.video import VideoError
 
@@ -14,15 +18,37 @@ YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
 PLACEHOLDER = "{youtube_id}"
 FETCH_DEADLINE_SECONDS = 900.0
 
-# What yt-dlp says, and the ledger's reason for it; the first that fits counts.
+# What yt-dlp says, in lower case with plain apostrophes, and the ledger's reason for it; the first that fits counts.
 MESSAGES = (
-    ("HTTP Error 404", "missing"),
-    ("HTTP Error 410", "missing"),
-    ("Video unavailable", "missing"),
-    ("Unsupported URL", "not-a-video"),
+    ("not a bot", "blocked"),
+    ("captcha challenge", "blocked"),
+    ("http error 403", "blocked"),
+    ("http error 429", "throttled"),
+    ("rate-limited", "throttled"),
+    ("isn't available, try again later", "throttled"),
+    ("confirm your age", "age"),
+    ("age-restricted", "age"),
+    ("available to this channel's members", "login"),
+    ("members-only", "login"),
+    ("in your country", "region"),
+    ("from your location", "region"),
+    ("private video", "private"),
+    ("video is private", "private"),
+    ("has been removed", "removed"),
+    ("has been terminated", "removed"),
+    ("no longer available", "removed"),
+    ("video unavailable", "removed"),
+    ("login required", "login"),
+    ("http error 404", "missing"),
+    ("http error 410", "missing"),
+    ("unsupported url", "not-a-video"),
     ("downloaded file is empty", "empty-file"),
-    ("Did not get any data blocks", "empty-file"),
+    ("did not get any data blocks", "empty-file"),
 )
+# Waits before another try where the source says that it was asked too often; after the last one the clip is throttled.
+BACK_OFF_SECONDS = (2.0, 8.0)
+# So many clips in a row that a source refuses: it is not asked again in this run.
+REFUSALS_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,15 @@ class UrlSource:
 
 
 Source = FolderSource | UrlSource
+
+# Of the process, since Beam hands every step a pickled copy of the source: clips in a row that it refused. A count that
+# two threads change at once may be off by one, which does not matter here.
+_refusals: Counter[UrlSource] = Counter()
+
+
+def forget_refusals() -> None:
+    """A new run asks every source again."""
+    _refusals.clear()
 
 
 def parse_source(text: str) -> Source:
@@ -69,12 +104,12 @@ def parse_source(text: str) -> Source:
     return FolderSource(str(folder.resolve()))
 
 
-def fetch(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path:
-    """Bring the video of a clip onto this machine.
+def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int) -> Path:
+    """Bring the video of a clip onto this machine, from the first source that has it.
 
     Args:
         clip: the clip; its id and path have been checked when the list was read.
-        source: where videos come from.
+        sources: where videos come from; each is asked for what those before it lack.
         scratch: an empty folder for what is downloaded.
         short_side: the stored short side in pixels, for picking the smallest stream that is large enough.
 
@@ -82,14 +117,58 @@ def fetch(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path:
         The video's file, in `scratch` or where it lies.
 
     Raises:
-        VideoError: missing, fetch-failed, timeout, killed, empty-file, not-a-video.
+        VideoError: what went wrong, by a reason of the ledger. Of several sources' reasons it is the first that a later
+            run tries again, else the last; the message holds them all.
     """
     if clip.origin == "file":
         return _existing(Path(clip.folder), [clip.video])
+    errors: list[VideoError] = []
+    for number, source in enumerate(sources):
+        folder = scratch / str(number)
+        folder.mkdir()
+        try:
+            return _fetch_from(clip, source, folder, short_side)
+        except VideoError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    hopeful = [error for error in errors if REASONS[error.reason].policy == LATER and error.reason != "missing"]
+    told = "\n".join(f"source {number}: {error.reason}: {error.message}" for number, error in enumerate(errors, 1))
+    raise VideoError((hopeful or errors[-1:])[0].reason, told)
+
+
+def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path:
     if isinstance(source, FolderSource):
         suffixes = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
         return _existing(Path(source.folder), [clip.video + suffix for suffix in suffixes])
-    return _download(source.template.replace(PLACEHOLDER, clip.video), source.files, scratch, short_side)
+    return _from_url(source, source.template.replace(PLACEHOLDER, clip.video), scratch, short_side)
+
+
+def _from_url(source: UrlSource, url: str, scratch: Path, short_side: int) -> Path:
+    """Download, with the patience and the restraint that a source on the net needs."""
+    if _refusals[source] >= REFUSALS_IN_A_ROW:
+        raise VideoError(
+            "blocked",
+            f"not asked: {REFUSALS_IN_A_ROW} clips in a row were refused here before; the next run asks again",
+        )
+    for wait_seconds in (*BACK_OFF_SECONDS, None):
+        try:
+            video = _download(url, source.files, scratch, short_side)
+        except VideoError as error:
+            if error.reason == "throttled" and wait_seconds is not None:
+                time.sleep(wait_seconds)
+                continue
+            _refusals[source] = _refusals[source] + 1 if error.reason == "blocked" else 0
+            raise
+        _refusals[source] = 0
+        return video
+    raise AssertionError("the last try returns or raises")
+
+
+def reason_of(message: str) -> str:
+    """The ledger's reason for what yt-dlp said of a video."""
+    said = message.replace("\u2019", "'").lower()
+    return next((reason for part, reason in MESSAGES if part in said), "fetch-failed")
 
 
 def _existing(folder: Path, names: list[str]) -> Path:
@@ -129,8 +208,7 @@ def _download(url: str, files_only: bool, scratch: Path, short_side: int) -> Pat
     except ChildKilled as error:
         raise VideoError("killed", str(error)) from error
     except ChildError as error:
-        reason = next((reason for said, reason in MESSAGES if said in error.message), "fetch-failed")
-        raise VideoError(reason, str(error)) from error
+        raise VideoError(reason_of(error.message), str(error)) from error
     files = sorted(scratch.iterdir())
     if not files and files_only:
         raise VideoError("not-a-video", "the URL answers with a page, not with a video file")

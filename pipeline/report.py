@@ -89,7 +89,7 @@ def _failures(entries: dict[str, Any], counts: dict[str, Any]) -> str:
     if not failed:
         return "<h2>Failures</h2><p>None.</p>"
     by_reason = "".join(
-        f'<tr><td>{escape(reason)}</td><td class="n">{number}</td><td>{escape(REASONS[reason])}</td></tr>'
+        f'<tr><td>{escape(reason)}</td><td class="n">{number}</td><td>{escape(REASONS[reason].meaning)}</td></tr>'
         for reason, number in counts["failed"].items()
     )
     rows = "".join(

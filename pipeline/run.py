@@ -1,7 +1,7 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +10,16 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
-from manifests.files import canonical_json, remove_partial_files, write_file
-from manifests.index import ROOT, Snapshot, published_keys, read_snapshot, root_json
+from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lease import lease
 from manifests.lists import OWN_CLASSES, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
-from pipeline.fetch import FolderSource, Source
-from pipeline.ledger import record_rejected
+from pipeline.fetch import FolderSource, Source, forget_refusals
+from pipeline.generations import finish_interrupted
+from pipeline.ledger import is_due, read_ledger, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
-from pipeline.shards import SHARD_NAME
-from pipeline.steps import SCRATCH, Job
+from pipeline.steps import Job
 
 KINETICS_CLASSES = "kinetics400"
 SHORT_SIDES = range(32, 1081, 2)
@@ -37,16 +36,18 @@ class Plan:
     listing: Listing
     clips: list[Clip]
     job: Job
+    not_due: int  # clips that failed for good and that nobody asked to try again
 
 
 def run(
     manifests: Iterable[Path],
-    source: Source,
+    sources: Sequence[Source],
     output: Path,
     *,
     flow: FlowCoding | None,
     short_side: int = 256,
     classes: str | None = None,
+    retry: Collection[str] = (),
     options: PipelineOptions,
 ) -> Plan:
     """Prepare every clip of the lists that is not published yet and publish what came out well.
@@ -64,9 +65,9 @@ def run(
     if classes is not None:
         read_classes(classes)  # before anything is made
     with lease(output):
-        adopt_unfinished_snapshot(output)
-        plan = make_plan(manifests, source, output, flow=flow, short_side=short_side, classes=classes)
-        _clean(output)
+        finish_interrupted(output)
+        forget_refusals()
+        plan = make_plan(manifests, sources, output, flow=flow, short_side=short_side, classes=classes, retry=retry)
         record_rejected(output, plan.listing)
         if plan.clips:
             with shown_progress(len(plan.clips)), beam.Pipeline(options=options) as pipeline:
@@ -77,17 +78,19 @@ def run(
 
 def make_plan(
     manifests: Iterable[Path],
-    source: Source,
+    sources: Sequence[Source],
     output: Path,
     *,
     flow: FlowCoding | None,
     short_side: int = 256,
     classes: str | None = None,
+    retry: Collection[str] = (),
 ) -> Plan:
     """Read the lists and say what a run will do; nothing is written. Raises as `run` does, but for the lease."""
     _check_short_side(short_side)
     snapshot = read_snapshot(output)
-    listing = read_lists(manifests, Path(source.folder) if isinstance(source, FolderSource) else None)
+    folders = [Path(source.folder) for source in sources if isinstance(source, FolderSource)]
+    listing = read_lists(manifests, folders[0] if folders else None)
     class_list = _class_list(listing, classes, snapshot)
     listing = reject_unknown_labels(listing, class_list)
     specification = Specification(
@@ -98,11 +101,13 @@ def make_plan(
     )
     if snapshot is not None:
         _require_same_specification(snapshot, specification, output)
-    published = set(published_keys(output, snapshot)) if snapshot else set()
-    clips = [clip for clip in listing.clips if clip.key not in published]
+    published, ledger = set(published_keys(output, snapshot)) if snapshot else set(), read_ledger(output)
+    unpublished = [clip for clip in listing.clips if clip.key not in published]
     generation = 1 + (int(snapshot.name) if snapshot else 0)
-    job = Job(output, source, specification, class_list, generation, snapshot.name if snapshot else None)
-    return Plan(listing, clips, job)
+    job = Job(output, tuple(sources), specification, class_list, generation, snapshot.name if snapshot else None)
+    # A finished clip whose run was killed before its ledger said so is due whatever that says.
+    clips = [c for c in unpublished if is_due(ledger.get(c.key), retry) or job.finished.has(c.key)]
+    return Plan(listing, clips, job, not_due=len(unpublished) - len(clips))
 
 
 def _check_short_side(short_side: int) -> None:
@@ -133,36 +138,3 @@ def _require_same_specification(snapshot: Snapshot, specification: Specification
             f"{output} holds a dataset of another specification ({'; '.join(changed)}): "
             "give the options it was made with, or another --output"
         )
-
-
-def adopt_unfinished_snapshot(output: Path) -> None:
-    """Make the newest snapshot the current one where its run was killed before it could say so, or the root was lost.
-
-    Only a snapshot whose shards are all there: it was complete, all but the root.
-    """
-    current = read_snapshot(output)
-    names = sorted(path.parent.name for path in (output / "snapshots").glob("*/snapshot.json"))
-    if not names or (current is not None and names[-1] <= current.name):
-        return
-    newest = read_snapshot(output, names[-1])
-    assert newest is not None  # it was asked for by its name
-    paths = [(output / shard.path, shard.bytes) for shard in newest.shards]
-    if all(path.exists() and path.stat().st_size == size for path, size in paths):
-        write_file(output / ROOT, canonical_json(root_json(newest)))
-
-
-def _clean(output: Path) -> None:
-    """Remove what a killed run left: scratch, half-written files, shards that no snapshot names."""
-    shutil.rmtree(output / SCRATCH, ignore_errors=True)
-    remove_partial_files(output)
-    for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
-        for folder in output.glob(pattern):
-            remove_partial_files(folder)
-    named = set()
-    for folder in sorted((output / "snapshots").glob("*")):
-        snapshot = read_snapshot(output, folder.name) if (folder / "snapshot.json").exists() else None
-        for shard in snapshot.shards if snapshot else ():
-            named |= {output / shard.path, output / shard.index_path}
-    for file in (output / "shards").glob("*/*"):
-        if SHARD_NAME.fullmatch(file.name) and file not in named:
-            file.unlink()

@@ -4,10 +4,10 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from manifests.clip import Clip
 from manifests.files import complete_file, sha256_of, write_file
@@ -55,6 +55,10 @@ class FinishedClips:
         if complete:
             self._path(clip.key, False).unlink(missing_ok=True)
 
+    def has(self, key: str) -> bool:
+        """Whether a complete clip of that key is kept."""
+        return self._path(key, True).exists()
+
     def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
         """The members of a kept clip; None where there is none that is whole and of the clip's label and split."""
         path = self._path(clip.key, complete)
@@ -90,34 +94,46 @@ class FinishedClips:
         return self.folder / (f"{key}.tar" if complete else f"{key}.rgb.tar")
 
 
+class Group(NamedTuple):
+    """What the samples of a shard have in common, and the name of that."""
+
+    name: str
+    split: str | None
+    labelled: bool
+
+
 @dataclass(frozen=True)
 class PlannedShard:
     """A shard to be written: its place in the generation and the keys that go into it, sorted."""
 
     generation: int
-    group: str
-    split: str | None
-    labelled: bool
+    group: Group
     number: int
     keys: tuple[str, ...]
 
 
 def plan_shards(clips: Iterable[Clip], generation: int, specification: Specification) -> list[PlannedShard]:
-    """Assign clips to shards: a pure function of the set of clips, the generation and the specification.
+    """Assign clips to shards: a pure function of the set of clips, the generation and the specification."""
+    groups: dict[Group, list[str]] = {}
+    for clip in clips:
+        groups.setdefault(Group(clip.group, clip.split, clip.label is not None), []).append(clip.key)
+    return plan_groups(groups, generation, specification)
+
+
+def plan_groups(
+    groups: Mapping[Group, Iterable[str]], generation: int, specification: Specification
+) -> list[PlannedShard]:
+    """Assign keys to shards.
 
     In each group the keys are put in the order of a seeded hash, so that a shard is a fair sample of its group, and cut
     into shards of equal count; the last one holds the rest.
     """
-    groups: dict[str, list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.group, []).append(clip)
     planned = []
-    for group, members in sorted(groups.items()):
-        split, labelled = members[0].split, members[0].label is not None
-        keys = sorted((clip.key for clip in members), key=lambda key: (_seeded_hash(key, specification.seed), key))
+    for group, members in sorted(groups.items(), key=lambda item: item[0].name):
+        keys = sorted(members, key=lambda key: (_seeded_hash(key, specification.seed), key))
         for number, start in enumerate(range(0, len(keys), specification.samples_per_shard)):
             shard_keys = tuple(sorted(keys[start : start + specification.samples_per_shard]))
-            planned.append(PlannedShard(generation, group, split, labelled, number, shard_keys))
+            planned.append(PlannedShard(generation, group, number, shard_keys))
     return planned
 
 
@@ -125,17 +141,17 @@ def _seeded_hash(key: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
 
 
-def write_shard(planned: PlannedShard, finished: FinishedClips, output: Path) -> Shard:
-    """Write one shard and its index; the tar's name carries a hash of its content.
+def write_shard(planned: PlannedShard, members: Callable[[str], Mapping[str, bytes]], output: Path) -> Shard:
+    """Write one shard and its index from the `members` of each key; the tar's name carries a hash of its content.
 
     The bytes are read back and indexed before the shard gets its name, so what is published was seen to be whole.
     """
-    folder = output / "shards" / planned.group
+    folder = output / "shards" / planned.group.name
     unnamed = folder / f"g{planned.generation:04d}-{planned.number:06d}.tar"
     with complete_file(unnamed) as file:
         with _open_for_writing(file) as tar:
             for key in planned.keys:
-                write_sample(tar, key, finished.members(key))
+                write_sample(tar, key, members(key))
         size = file.tell()
     with unnamed.open("rb") as file:
         records = index_tar(file, unnamed.name)
@@ -146,9 +162,9 @@ def write_shard(planned: PlannedShard, finished: FinishedClips, output: Path) ->
     unnamed.replace(path)
     return Shard(
         path=path.relative_to(output).as_posix(),
-        group=planned.group,
-        split=planned.split,
-        labelled=planned.labelled,
+        group=planned.group.name,
+        split=planned.group.split,
+        labelled=planned.group.labelled,
         samples=len(records),
         bytes=size,
         sha256=sha256,

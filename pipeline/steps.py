@@ -21,16 +21,15 @@ import numba
 from flow import fastest_backend
 from manifests.classes import ClassList
 from manifests.clip import Clip
-from manifests.files import canonical_json, write_file
-from manifests.index import ROOT, Shard, Snapshot, read_snapshot, root_json
+from manifests.files import canonical_json
+from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
-from pipeline import progress, turns
+from pipeline import generations, progress, turns
 from pipeline.fetch import Source, fetch
-from pipeline.ledger import Outcome, record_outcomes
+from pipeline.generations import SCRATCH
+from pipeline.ledger import Outcome, forget_failures, note_failure, record_outcomes
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
-
-SCRATCH = ".scratch"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Job:
     """What one run does, the same for every clip: where from, where to, and what the bytes shall be."""
 
     output: Path
-    source: Source
+    sources: tuple[Source, ...]
     specification: Specification
     classes: ClassList
     generation: int
@@ -66,12 +65,14 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
             downloads = Path(folder) / "download"
             downloads.mkdir()
             with turns.to_fetch(), timed(seconds, "fetch"):
-                video = fetch(clip, job.source, downloads, job.specification.rgb.short_side)
+                video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side)
             with turns.to_compute(), timed(seconds, "encode"):
                 encoded = Path(folder) / RGB
                 rgb = encode_rgb(video, encoded, job.specification.rgb, clip.start_seconds, clip.end_seconds)
         except VideoError as error:
-            return Outcome(clip, error.reason, error.message, seconds)
+            outcome = Outcome(clip, error.reason, error.message, seconds)
+            note_failure(job.output, outcome)
+            return outcome
     members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
     if clip.label is not None:
         members[CLASS] = str(job.classes.index[clip.label]).encode()
@@ -113,6 +114,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def write_ledger(outcomes: list[Outcome], job: Job) -> list[Clip]:
     """Record what became of the clips; gives the clips that came out well."""
     record_outcomes(job.output, outcomes)
+    forget_failures(job.output)
     return [outcome.clip for outcome in outcomes if outcome.reason is None]
 
 
@@ -123,16 +125,16 @@ def cut_into_shards(clips: list[Clip], job: Job) -> list[PlannedShard]:
 
 def build_shard(planned: PlannedShard, job: Job) -> Shard:
     """Write one shard of the generation."""
-    return write_shard(planned, job.finished, job.output)
+    return write_shard(planned, job.finished.members, job.output)
 
 
 def publish(shards: list[Shard], job: Job) -> None:
-    """Publish a snapshot with the generation's shards added; the root is replaced last. No shards, no snapshot."""
+    """Publish a snapshot with the generation's shards added. No shards, no snapshot."""
     if not shards:
         return
     parent = read_snapshot(job.output, job.parent) if job.parent else None
     earlier = parent.shards if parent else ()
-    snapshot = Snapshot(
+    generation = Snapshot(
         name=f"{job.generation:04d}",
         parent=job.parent,
         specification=job.specification,
@@ -140,10 +142,7 @@ def publish(shards: list[Shard], job: Job) -> None:
         shards=(*earlier, *sorted(shards, key=lambda shard: shard.path)),
         provenance=(*(parent.provenance if parent else ()), provenance(job.specification)),
     )
-    folder = job.output / "snapshots" / snapshot.name
-    write_file(folder / "shards.txt", "".join(f"{shard.path}\n" for shard in snapshot.shards).encode())
-    write_file(folder / "snapshot.json", canonical_json(snapshot.to_json()))
-    write_file(job.output / ROOT, canonical_json(root_json(snapshot)))
+    generations.publish(job.output, generation)
 
 
 def provenance(specification: Specification) -> dict[str, str]:

@@ -67,7 +67,7 @@ def bench_book_keeping(folder: Path) -> None:
 
     def bare() -> None:
         source = FolderSource(str(folder / "videos"))
-        plan = make_plan([train, val], source, folder / "bare", flow=None, classes=str(classes))
+        plan = make_plan([train, val], [source], folder / "bare", flow=None, classes=str(classes))
         with ThreadPoolExecutor(workers) as pool:
             outcomes = list(pool.map(lambda clip: steps.fetch_and_encode(clip, plan.job), plan.clips))
         assert all(outcome.reason is None for outcome in outcomes)

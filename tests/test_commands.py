@@ -6,12 +6,14 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from train.cli import evaluate_command, predict_command, train_command
 
+COMMANDS = {"run", "status", "verify", "preview", "report", "compact", "purge"}
+
 
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
         (main, ()),
-        *[(main, (name,)) for name in ("run", "status", "verify", "preview", "report")],
+        *[(main, (name,)) for name in COMMANDS],
         (train_command, ()),
         (evaluate_command, ()),
         (predict_command, ()),
@@ -24,4 +26,4 @@ def test_help_has_an_example(command, arguments):
 
 
 def test_all_commands_are_tested_here():
-    assert set(main.commands) == {"run", "status", "verify", "preview", "report"}
+    assert set(main.commands) == COMMANDS

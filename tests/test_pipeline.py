@@ -434,3 +434,40 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path, videos, good_list, stage)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert not list(output.rglob("*.partial"))
     assert not (output / ".scratch").exists()
+
+
+def test_retry_compact_and_purge(tmp_path, make_video):
+    """What failed for good is left alone until it is asked for; later everything is one generation; one clip goes."""
+    for name in ("walk/a.mp4", "walk/b.mp4", "jump/c.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_video(tmp_path / "in" / name, seconds=0.5)
+    (tmp_path / "in" / "walk" / "b.mp4").write_bytes(b"no video")
+    output = tmp_path / "out"
+    run = ("run", "--manifest", tmp_path / "in", "--output", output, "--flow", "none", "--short-side", 32)
+    said = prep(*run, "--max-failures", 0, status=1)
+    assert "1 clips of this run failed, more than --max-failures 0" in said
+    assert counts(output)["failed"] == {"not-a-video": 1}
+    make_video(tmp_path / "in" / "walk" / "b.mp4", seconds=0.5)
+    assert "2 published before, 1 failed for good before (--retry), 0 clips worked on" in prep(*run)
+    assert "2 published before, 1 clips worked on" in prep(*run, "--retry", "not-a-video", "--max-failures", 0)
+    assert counts(output)["failed"] == {}
+    assert read_snapshot(output).name == "0002"
+    assert "withdrawn" in prep(*run, "--retry", "withdrawn", status=2)
+
+    assert "snapshot 0003: 3 samples in 1 shards" in prep("compact", output)
+    fresh = tmp_path / "fresh"
+    prep(*run[:4], fresh, *run[5:])
+    assert [shard.sha256 for shard in read_snapshot(output).shards] == [s.sha256 for s in read_snapshot(fresh).shards]
+
+    (key,) = (key for key in ledger(output) if key.startswith("b_"))
+    prep("report", output)
+    assert "no clip 'other' in the ledger" in prep("purge", output, "other", status=1)
+    assert "1 taken down; snapshot 0004 is the current one" in prep("purge", output, key)
+    assert "0 problems" in prep("verify", output, "--decode")
+    assert counts(output) == {"listed": 3, "ok": 2, "failed": {"withdrawn": 1}}
+    assert not (output / "report.html").exists()
+    assert "0 clips worked on" in prep(*run, "--retry", "all")
+    assert prep("report", output)
+    with lease(output):
+        assert "is working on" in prep("purge", output, key, status=1)
+        assert "is working on" in prep("compact", output, status=1)

@@ -56,7 +56,7 @@ def test_the_seed_decides_who_sits_with_whom():
 def test_groups_by_split_and_label():
     mixed = [file_clip(f"{i}.mp4", "x" if i % 2 else None, split="val" if i % 3 else None) for i in range(12)]
     planned = plan_shards(mixed, 1, SPECIFICATION)
-    assert {(shard.group, shard.labelled, shard.split) for shard in planned} == {
+    assert {(shard.group.name, shard.group.labelled, shard.group.split) for shard in planned} == {
         ("all", True, None),
         ("all-unlabelled", False, None),
         ("val", True, "val"),
@@ -71,7 +71,7 @@ def shard(tmp_path):
     for clip in listed:
         finished.write(clip, members(clip.key), complete=True)
     (planned,) = plan_shards(listed, 1, SPECIFICATION)
-    return tmp_path / write_shard(planned, finished, tmp_path).path
+    return tmp_path / write_shard(planned, finished.members, tmp_path).path
 
 
 def test_index_finds_every_member(shard):
