@@ -52,9 +52,9 @@ def main() -> None:
     "--manifest",
     "manifests",
     multiple=True,
-    required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow.",
+    help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow. "
+    "Without one, all clips of the datasets that are the sources.",
     metavar="FILE...",
 )
 @click.option(
@@ -63,8 +63,8 @@ def main() -> None:
     multiple=True,
     default=["youtube"],
     show_default=True,
-    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, or youtube; "
-    "of several, each is asked for what those before it lack.",
+    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, youtube, or "
+    "dataset:DIR to reprocess what is stored there; of several, each is asked for what those before it lack.",
 )
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
 @click.option("--flow", type=click.Choice([*VARIANTS, "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
@@ -120,6 +120,7 @@ def run_command(
     Examples:
       kinetics-prep run --manifest train.csv val.csv --output k400
       kinetics-prep run --manifest val.csv --source videos/ --source youtube --output k400
+      kinetics-prep run --source dataset:k400 --output k400-flat --flow tvl1-flat
       kinetics-prep run --manifest my_videos/ --output mine --flow none
       kinetics-prep run --manifest val.csv --source videos/ --output k400 --retry corrupt --retry too-short
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"

@@ -12,6 +12,7 @@ from manifests.clip import Clip
 from manifests.lists import VIDEO_SUFFIXES
 from pipeline.ledger import LATER, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
+from pipeline.stored import PREFIX, DatasetSource, StoredSample, dataset_source, read_stored
 from pipeline.video import VideoError
 
 YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
@@ -70,7 +71,7 @@ class UrlSource:
     files: bool = True
 
 
-Source = FolderSource | UrlSource
+Source = FolderSource | UrlSource | DatasetSource
 
 # Of the process, since Beam hands every step a pickled copy of the source: clips in a row that it refused. A count that
 # two threads change at once may be off by one, which does not matter here.
@@ -83,11 +84,13 @@ def forget_refusals() -> None:
 
 
 def parse_source(text: str) -> Source:
-    """Read `--source`: `youtube`, a URL template with `{youtube_id}`, or a folder.
+    """Read `--source`: `youtube`, a URL template with `{youtube_id}`, `dataset:DIR`, or a folder.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these; a dataset that is none.
     """
+    if text.startswith(PREFIX):
+        return dataset_source(text)
     if text == "youtube":
         return UrlSource(YOUTUBE, files=False)
     if "://" in text:
@@ -99,12 +102,13 @@ def parse_source(text: str) -> Source:
     folder = Path(text)
     if not folder.is_dir():
         raise ValueError(
-            f"source {text!r} is neither 'youtube', nor a URL with {PLACEHOLDER}, nor a folder that exists"
+            f"source {text!r} is neither 'youtube', nor a URL with {PLACEHOLDER}, nor dataset:DIR, "
+            "nor a folder that exists"
         )
     return FolderSource(str(folder.resolve()))
 
 
-def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int) -> Path:
+def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int) -> Path | StoredSample:
     """Bring the video of a clip onto this machine, from the first source that has it.
 
     Args:
@@ -114,14 +118,12 @@ def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int)
         short_side: the stored short side in pixels, for picking the smallest stream that is large enough.
 
     Returns:
-        The video's file, in `scratch` or where it lies.
+        The video's file, in `scratch` or where it lies; or a dataset's sample.
 
     Raises:
         VideoError: what went wrong, by a reason of the ledger. Of several sources' reasons it is the first that a later
             run tries again, else the last; the message holds them all.
     """
-    if clip.origin == "file":
-        return _existing(Path(clip.folder), [clip.video])
     errors: list[VideoError] = []
     for number, source in enumerate(sources):
         folder = scratch / str(number)
@@ -137,7 +139,11 @@ def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int)
     raise VideoError((hopeful or errors[-1:])[0].reason, told)
 
 
-def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path:
+def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path | StoredSample:
+    if isinstance(source, DatasetSource):
+        return read_stored(source, clip.key)
+    if clip.origin == "file":
+        return _existing(Path(clip.folder), [clip.video])
     if isinstance(source, FolderSource):
         suffixes = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
         return _existing(Path(source.folder), [clip.video + suffix for suffix in suffixes])

@@ -12,7 +12,7 @@ from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
 from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lease import lease
-from manifests.lists import OWN_CLASSES, Listing, read_lists, reject_unknown_labels
+from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source, forget_refusals
 from pipeline.generations import finish_interrupted
@@ -20,6 +20,7 @@ from pipeline.ledger import is_due, read_ledger, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.steps import Job
+from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
 SHORT_SIDES = range(32, 1081, 2)
@@ -90,8 +91,12 @@ def make_plan(
     _check_short_side(short_side)
     snapshot = read_snapshot(output)
     folders = [Path(source.folder) for source in sources if isinstance(source, FolderSource)]
-    listing = read_lists(manifests, folders[0] if folders else None)
-    class_list = _class_list(listing, classes, snapshot)
+    datasets, lists = [source for source in sources if isinstance(source, DatasetSource)], list(manifests)
+    if not lists and not datasets:
+        raise ListError("no list: name one with --manifest, or a dataset with --source dataset:DIR")
+    listing = read_lists(lists, folders[0] if folders else None) if lists else listing_of(datasets)
+    known = snapshot or (snapshot_of(datasets[0]) if datasets else None)
+    class_list = _class_list(listing, classes, known)
     listing = reject_unknown_labels(listing, class_list)
     specification = Specification(
         classes_name=class_list.name,

@@ -29,6 +29,7 @@ from pipeline.fetch import Source, fetch
 from pipeline.generations import SCRATCH
 from pipeline.ledger import Outcome, forget_failures, note_failure, record_outcomes
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
+from pipeline.stored import StoredSample
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
 
@@ -67,8 +68,7 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
             with turns.to_fetch(), timed(seconds, "fetch"):
                 video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side)
             with turns.to_compute(), timed(seconds, "encode"):
-                encoded = Path(folder) / RGB
-                rgb = encode_rgb(video, encoded, job.specification.rgb, clip.start_seconds, clip.end_seconds)
+                rgb = _encode(clip, video, Path(folder), job)
         except VideoError as error:
             outcome = Outcome(clip, error.reason, error.message, seconds)
             note_failure(job.output, outcome)
@@ -78,6 +78,18 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
         members[CLASS] = str(job.classes.index[clip.label]).encode()
     job.finished.write(clip, members, complete=job.specification.flow is None)
     return Outcome(clip, seconds=seconds)
+
+
+def _encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> StoredRgb:
+    """A clip's RGB as the specification wants it; from a dataset's sample as it is, where that was stored so."""
+    coding = job.specification.rgb
+    if isinstance(video, Path):
+        return encode_rgb(video, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
+    if video.coding == coding:
+        return video.as_it_is()
+    stored = folder / "stored.mp4"
+    stored.write_bytes(video.rgb)
+    return video.after(encode_rgb(stored, folder / RGB, coding))
 
 
 def compute_flow(outcome: Outcome, job: Job) -> Outcome:

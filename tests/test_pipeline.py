@@ -18,6 +18,7 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld, lease
 from pipeline.cli import main
 from pipeline.video import decode_luma
+from train.stream import open_samples, read_json
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 PROGRAM = Path(sys.executable).with_name("kinetics-prep")
@@ -471,3 +472,41 @@ def test_retry_compact_and_purge(tmp_path, make_video):
     with lease(output):
         assert "is working on" in prep("purge", output, key, status=1)
         assert "is working on" in prep("compact", output, status=1)
+
+
+def test_a_dataset_is_reprocessed_without_its_sources(tmp_path, make_video):
+    """Flow for RGB, other flow: the bytes of a run from the sources. Another size: every clip, from what is stored."""
+    for name in ("walk/a.mp4", "walk/b.mp4", "jump/c.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_video(tmp_path / "in" / name, "-r", "20", seconds=0.6)
+    size = ("--short-side", 48)
+    listed = ("run", "--manifest", tmp_path / "in", *size)
+    prep(*listed, "--output", tmp_path / "rgb", "--flow", "none")
+    prep(*listed, "--output", tmp_path / "flat", "--flow", "tvl1-flat")
+    (tmp_path / "in").rename(tmp_path / "gone")
+
+    stored = ("run", "--source", f"dataset:{tmp_path / 'rgb'}")
+    assert "3 rows listed, 0 rejected, 0 published before, 3 clips" in prep(
+        *stored, *size, "--output", tmp_path / "flat2", "--flow", "tvl1-flat"
+    )
+    assert shard_bytes(tmp_path / "flat2") == shard_bytes(tmp_path / "flat")
+    again = ("run", "--source", f"dataset:{tmp_path / 'flat'}@0001", *size, "--flow", "none")
+    prep(*again, "--output", tmp_path / "rgb2")
+    assert shard_bytes(tmp_path / "rgb2") == shard_bytes(tmp_path / "rgb")
+
+    prep(*stored, "--short-side", 32, "--output", tmp_path / "small", "--flow", "none")
+    assert "3 decoded, 0 problems" in prep("verify", tmp_path / "small", "--decode")
+    before, after = (
+        [read_json(sample.read()) for sample in open_samples(str(tmp_path / name))] for name in ("rgb", "small")
+    )
+    assert [found["rgb"]["height"] for found in after] == [32] * 3
+    for one, other in zip(before, after, strict=True):
+        assert one["source"] == other["source"]
+        assert (one["rgb"]["frames"], one["rgb"]["duplicated"]) == (other["rgb"]["frames"], other["rgb"]["duplicated"])
+    assert after[0]["rgb"]["duplicated"] > 0
+
+    assert "no list: name one with --manifest" in prep("run", "--output", tmp_path / "x", status=1)
+    assert "no dataset is published in" in prep(
+        "run", "--source", "dataset:nowhere", "--output", tmp_path / "x", status=1
+    )
+    assert "no snapshot 0009" in prep("run", "--source", f"dataset:{tmp_path / 'rgb'}@0009", "--output", "x", status=1)
