@@ -220,6 +220,9 @@ def read_records(content: bytes, name: str) -> np.ndarray:
         raise FormatError(f"{name}: not an index: {error}") from error
     if "key" not in (records.dtype.names or ()) or records.dtype != record_dtype(records.dtype["key"].itemsize):
         raise FormatError(f"{name}: an index of another layout")
+    for key in records["key"]:
+        if not KEY.fullmatch(key.decode("ascii", "replace")):
+            raise FormatError(f"{name}: {key!r} is no sample's key")
     return np.asarray(records)
 
 
@@ -289,8 +292,10 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{name}: not a snapshot of a dataset: {error}") from error
     for shard in snapshot.shards:
-        if not SHARD_PATH.fullmatch(shard.path):
+        if not isinstance(shard.path, str) or not SHARD_PATH.fullmatch(shard.path):
             raise FormatError(f"{name}: {shard.path!r} is no shard's path")
+        if shard.path.split("/")[1] != shard.group:
+            raise FormatError(f"{name}: {shard.path} is said to be of group {shard.group!r}")
     return snapshot
 
 

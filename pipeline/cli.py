@@ -158,8 +158,9 @@ def run_command(
         if ledger[clip.key]["reason"]:
             message = ledger[clip.key]["message"].splitlines() or [""]
             click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {printable(message[-1])}", err=True)
-    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due
+    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due - plan.withdrawn
     given_up = f"{plan.not_due} failed for good before (--retry), " if plan.not_due else ""
+    given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
         f"{given_up}{len(plan.clips)} clips worked on"

@@ -141,7 +141,9 @@ def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int)
 
 def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path | StoredSample:
     if isinstance(source, DatasetSource):
-        return read_stored(source, clip.key)
+        return read_stored(source, clip)
+    if clip.origin == "file" and not clip.folder:
+        raise VideoError("missing", "a file of one's own that a dataset lists: where it lies is not known")
     if clip.origin == "file":
         return _existing(Path(clip.folder), [clip.video])
     if isinstance(source, FolderSource):
@@ -173,7 +175,8 @@ def _from_url(source: UrlSource, url: str, scratch: Path, short_side: int) -> Pa
 
 def reason_of(message: str) -> str:
     """The ledger's reason for what yt-dlp said of a video."""
-    said = message.replace("\u2019", "'").lower()
+    errors = [line for line in message.splitlines() if line.startswith("ERROR")]  # warnings say other things, too
+    said = "\n".join(errors or [message]).replace("\u2019", "'").lower()
     return next((reason for part, reason in MESSAGES if part in said), "fetch-failed")
 
 

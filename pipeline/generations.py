@@ -17,17 +17,25 @@ import numpy as np
 
 from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.index import (
+    INDEX_SUFFIX,
     NO_CLASS,
     ROOT,
     Shard,
     Snapshot,
+    published_keys,
     read_index,
     read_members,
     read_snapshot,
     root_json,
 )
 from manifests.sample import CLASS, FormatError
-from pipeline.ledger import WITHDRAWN, adopt_failures, read_ledger, record_withdrawn
+from pipeline.ledger import (
+    adopt_failures,
+    being_withdrawn,
+    read_ledger,
+    record_withdrawal_finished,
+    record_withdrawn,
+)
 from pipeline.shards import SHARD_NAME, Group, PlannedShard, plan_groups, write_shard
 
 SCRATCH = ".scratch"
@@ -47,8 +55,13 @@ def _write_snapshot(output: Path, snapshot: Snapshot) -> None:
     write_file(folder / "snapshot.json", canonical_json(snapshot.to_json()))
 
 
+def _snapshot_names(output: Path) -> list[str]:
+    """Of the snapshots that are whole, oldest first."""
+    return sorted((path.parent.name for path in (output / "snapshots").glob("*/snapshot.json")), key=int)
+
+
 def _next_name(output: Path) -> str:
-    return f"{1 + int(all_snapshots(output)[-1].name):04d}"
+    return f"{1 + int(_snapshot_names(output)[-1]):04d}"
 
 
 def all_snapshots(output: Path) -> list[Snapshot]:
@@ -57,8 +70,7 @@ def all_snapshots(output: Path) -> list[Snapshot]:
     Raises:
         FormatError: one that cannot be read.
     """
-    names = sorted(path.parent.name for path in (output / "snapshots").glob("*/snapshot.json"))
-    found = [read_snapshot(output, name) for name in names]
+    found = [read_snapshot(output, name) for name in _snapshot_names(output)]
     return [snapshot for snapshot in found if snapshot is not None]
 
 
@@ -68,11 +80,13 @@ def finish_interrupted(output: Path) -> None:
     The newest snapshot becomes the current one where its run could not say so any more, or the root was lost; but only
     one whose shards are all there, since then it was complete, all but the root.
     """
-    current, snapshots = read_snapshot(output), all_snapshots(output)
-    if snapshots and (current is None or snapshots[-1].name > current.name):
-        paths = [(output / shard.path, shard.bytes) for shard in snapshots[-1].shards]
+    current, names = read_snapshot(output), _snapshot_names(output)
+    if names and (current is None or int(names[-1]) > int(current.name)):
+        newest = read_snapshot(output, names[-1])
+        assert newest is not None  # it was asked for by its name
+        paths = [(output / shard.path, shard.bytes) for shard in newest.shards]
         if all(path.exists() and path.stat().st_size == size for path, size in paths):
-            write_file(output / ROOT, canonical_json(root_json(snapshots[-1])))
+            write_file(output / ROOT, canonical_json(root_json(newest)))
     adopt_failures(output)
     finish_withdrawals(output)
     _remove_leavings(output)
@@ -85,8 +99,11 @@ def _remove_leavings(output: Path) -> None:
     for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
         for folder in output.glob(pattern):
             remove_partial_files(folder)
-    shards = [shard for snapshot in all_snapshots(output) for shard in snapshot.shards]
-    named = {output / path for shard in shards for path in (shard.path, shard.index_path)}
+    named = set()
+    for name in _snapshot_names(output):
+        # Not the snapshots themselves: after a year of nights they are many, and long.
+        for path in (output / "snapshots" / name / "shards.txt").read_text().splitlines():
+            named |= {output / path, output / (path.removesuffix(".tar") + INDEX_SUFFIX)}
     for file in (output / "shards").glob("*/*"):
         if SHARD_NAME.fullmatch(file.name) and file not in named:
             file.unlink()
@@ -116,12 +133,21 @@ def compact(output: Path) -> Snapshot:
         groups.setdefault(Group(shard.group, shard.split, shard.labelled), []).extend(found)
         places |= found
     planned = plan_groups(groups, 1, snapshot.specification)
-    shards = sorted((write_shard(shard, _reader(output, places), output) for shard in planned), key=lambda s: s.path)
-    if tuple(shards) == snapshot.shards:
+    if _is_one_generation(snapshot, planned, places):
         return snapshot
+    shards = sorted((write_shard(shard, _reader(output, places), output) for shard in planned), key=lambda s: s.path)
     compacted = replace(snapshot, name=_next_name(output), parent=snapshot.name, shards=tuple(shards))
     publish(output, compacted)
     return compacted
+
+
+def _is_one_generation(snapshot: Snapshot, planned: list[PlannedShard], places: Places) -> bool:
+    """Whether the shards are those that are planned, by their names and keys."""
+    there: dict[str, list[str]] = {}
+    for key, (shard, _) in places.items():
+        there.setdefault(shard.path.rpartition("-")[0], []).append(key)
+    wanted = {f"shards/{p.group.name}/g{p.generation:04d}-{p.number:06d}": list(p.keys) for p in planned}
+    return len(snapshot.shards) == len(planned) and there == wanted
 
 
 def _places(output: Path, shard: Shard) -> Places:
@@ -147,23 +173,30 @@ def withdraw(output: Path, keys: Collection[str]) -> None:
     """Take clips down: out of every snapshot and finished clip, for good; the ledger remembers their keys.
 
     Raises:
-        ValueError: a key that the ledger does not know; nothing is changed then.
+        ValueError: a key that stands nowhere; nothing is changed then.
         FormatError: a damaged dataset.
     """
-    ledger = read_ledger(output)
-    unknown = sorted(set(keys) - ledger.keys())
+    finish_interrupted(output)
+    known = read_ledger(output).keys() | {file.name.split(".")[0] for file in (output / "clips").glob("*/*.tar")}
+    for snapshot in all_snapshots(output):
+        known |= set(published_keys(output, snapshot))
+    unknown = sorted(set(keys) - known)
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise ValueError(f"{output}: no clip {unknown[0]!r} in the ledger{more}")
+        raise ValueError(f"{output}: no clip {unknown[0]!r} there{more}")
     record_withdrawn(output, keys)
     finish_interrupted(output)
 
 
 def finish_withdrawals(output: Path) -> None:
-    """Take out of the files what the ledger says is withdrawn."""
-    withdrawn = {key for key, entry in read_ledger(output).items() if entry["reason"] == WITHDRAWN}
-    if not withdrawn:
-        return
+    """Take out of the files what the ledger says is to be withdrawn, and note there that this is done."""
+    if withdrawn := being_withdrawn(output):
+        _take_out(output, withdrawn)
+        record_withdrawal_finished(output, withdrawn)
+
+
+def _take_out(output: Path, withdrawn: Collection[str]) -> None:
+    (output / REPORT).unlink(missing_ok=True)  # it may show them; `report` writes it anew
     for folder in (output / "clips").glob("*"):
         for key in withdrawn:
             for file in (folder / f"{key}.tar", folder / f"{key}.rgb.tar"):
@@ -174,8 +207,6 @@ def finish_withdrawals(output: Path) -> None:
         for shard in snapshot.shards:
             if shard not in instead:
                 instead[shard] = _without(output, shard, withdrawn)
-    if all(shard == other for shard, other in instead.items()):
-        return
 
     def cleared(snapshot: Snapshot) -> Snapshot:
         left = (instead[shard] for shard in snapshot.shards)
@@ -190,7 +221,6 @@ def finish_withdrawals(output: Path) -> None:
         if shard != other:
             (output / shard.path).unlink(missing_ok=True)
             (output / shard.index_path).unlink(missing_ok=True)
-    (output / REPORT).unlink(missing_ok=True)  # it may show them; `report` writes it anew
 
 
 def _without(output: Path, shard: Shard, withdrawn: Collection[str]) -> Shard | None:

@@ -16,7 +16,7 @@ from manifests.sample import FormatError
 
 # What a reason means for the runs after: nothing will change by itself; or the next run tries again.
 PERMANENT, LATER = "permanent", "later"
-WITHDRAWN = "withdrawn"
+WITHDRAWN, UNDER_WAY = "withdrawn", "under way"
 
 
 class Reason(NamedTuple):
@@ -138,16 +138,33 @@ def forget_failures(folder: Path) -> None:
 
 
 def record_withdrawn(folder: Path, keys: Iterable[str]) -> None:
-    """Note that clips were taken down; how they came to be there is forgotten with them."""
+    """Note that clips are to be taken down; how they came to be there is forgotten with them."""
     entries = read_ledger(folder)
     for key in keys:
-        entries[key] = _entry(key, None, None, WITHDRAWN, "", {}, entries[key]["attempts"], None, _now())
+        attempts = entries[key]["attempts"] if key in entries else 0
+        entries[key] = _entry(key, None, None, WITHDRAWN, UNDER_WAY, {}, attempts, None, _now())
+    _write(folder, entries.values())
+
+
+def being_withdrawn(folder: Path) -> set[str]:
+    """Clips whose takedown is not known to be finished."""
+    waiting = WITHDRAWN, UNDER_WAY
+    return {key for key, entry in read_ledger(folder).items() if (entry["reason"], entry["message"]) == waiting}
+
+
+def record_withdrawal_finished(folder: Path, keys: Iterable[str]) -> None:
+    """Note that nothing is left of these clips but their keys."""
+    entries = read_ledger(folder)
+    for key in keys:
+        entries[key]["message"] = ""
     _write(folder, entries.values())
 
 
 def _record(folder: Path, news: Iterable[dict[str, Any]]) -> None:
     entries = read_ledger(folder)
     for entry in news:
+        if entry["key"] in entries and entries[entry["key"]]["reason"] == WITHDRAWN:
+            continue  # for good
         attempts = entries[entry["key"]]["attempts"] if entry["key"] in entries else 0
         entries[entry["key"]] = {**entry, "attempts": attempts + 1}
     _write(folder, entries.values())

@@ -16,7 +16,7 @@ from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source, forget_refusals
 from pipeline.generations import finish_interrupted
-from pipeline.ledger import is_due, read_ledger, record_rejected
+from pipeline.ledger import WITHDRAWN, is_due, read_ledger, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.steps import Job
@@ -38,6 +38,7 @@ class Plan:
     clips: list[Clip]
     job: Job
     not_due: int  # clips that failed for good and that nobody asked to try again
+    withdrawn: int  # clips that were taken down
 
 
 def run(
@@ -110,9 +111,11 @@ def make_plan(
     unpublished = [clip for clip in listing.clips if clip.key not in published]
     generation = 1 + (int(snapshot.name) if snapshot else 0)
     job = Job(output, tuple(sources), specification, class_list, generation, snapshot.name if snapshot else None)
+    withdrawn = {key for key, entry in ledger.items() if entry["reason"] == WITHDRAWN}
+    open_clips = [clip for clip in unpublished if clip.key not in withdrawn]
     # A finished clip whose run was killed before its ledger said so is due whatever that says.
-    clips = [c for c in unpublished if is_due(ledger.get(c.key), retry) or job.finished.has(c.key)]
-    return Plan(listing, clips, job, not_due=len(unpublished) - len(clips))
+    clips = [clip for clip in open_clips if is_due(ledger.get(clip.key), retry) or job.finished.has(clip.key)]
+    return Plan(listing, clips, job, not_due=len(open_clips) - len(clips), withdrawn=len(unpublished) - len(open_clips))
 
 
 def _check_short_side(short_side: int) -> None:

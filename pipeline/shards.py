@@ -55,6 +55,10 @@ class FinishedClips:
         if complete:
             self._path(clip.key, False).unlink(missing_ok=True)
 
+    def discard(self, key: str) -> None:
+        """Forget a clip that waits for its flow."""
+        self._path(key, False).unlink(missing_ok=True)
+
     def has(self, key: str) -> bool:
         """Whether a complete clip of that key is kept."""
         return self._path(key, True).exists()

@@ -107,8 +107,14 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
     if members is None:
         raise RuntimeError(f"{outcome.clip.key}: the encoded clip has gone from {job.finished.folder}")
     seconds = dict(outcome.seconds)
-    with turns.to_compute(), timed(seconds, "flow"):
-        members = add_flow(members, coding)
+    try:
+        with turns.to_compute(), timed(seconds, "flow"):
+            members = add_flow(members, coding)
+    except VideoError as error:  # of a dataset's sample, which others have encoded
+        job.finished.discard(outcome.clip.key)
+        outcome = Outcome(outcome.clip, error.reason, error.message, seconds)
+        note_failure(job.output, outcome)
+        return outcome
     job.finished.write(outcome.clip, members, complete=True)
     return Outcome(outcome.clip, seconds=seconds)
 

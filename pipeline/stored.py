@@ -3,21 +3,32 @@
 Their videos are cut already. Where RGB is to be stored in the same way its bytes are taken as they are.
 """
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
-from manifests.clip import Clip
-from manifests.index import Shard, Snapshot, read_index, read_members, read_metadata, read_snapshot
+from manifests.clip import Clip, file_clip, youtube_clip
+from manifests.index import (
+    MAXIMUM_METADATA_BYTES,
+    Shard,
+    Snapshot,
+    read_index,
+    read_members,
+    read_metadata,
+    read_snapshot,
+)
 from manifests.lists import Listing
-from manifests.sample import METADATA, RGB, FormatError, RgbCoding
-from pipeline.video import SourceVideo, StoredRgb, VideoError
+from manifests.sample import METADATA, MINIMUM_FRAMES, RGB, FormatError, RgbCoding
+from pipeline.video import SourceVideo, StoredRgb, VideoError, stored_shape
 
 PREFIX = "dataset:"
+RATE = re.compile(r"[0-9]{1,9}(/0*[1-9][0-9]{0,8})?")
 
 
 @dataclass(frozen=True)
@@ -37,19 +48,38 @@ class StoredSample:
     rgb: bytes
 
     def as_it_is(self) -> StoredRgb:
-        """The stored video, as if it had just been encoded."""
-        return self.after(StoredRgb(self.rgb, *self._shape(), 0, 0, SourceVideo(0, 0, Fraction(0), "unknown")))
+        """The stored video, as if it had just been encoded.
+
+        Raises:
+            VideoError: corrupt; too-short.
+        """
+        try:
+            frames, height, width = stored_shape(self.rgb)
+        except RuntimeError as error:
+            raise VideoError("corrupt", str(error)) from error
+        said = tuple(self.metadata["rgb"][name] for name in ("frames", "height", "width"))
+        if said != (frames, height, width):
+            raise VideoError("corrupt", f"stored RGB of {frames} frames of {width}x{height}, its metadata says {said}")
+        if frames < MINIMUM_FRAMES:
+            raise VideoError("too-short", f"{frames} frames are stored, {MINIMUM_FRAMES} are needed")
+        return self.after(StoredRgb(self.rgb, frames, width, height, 0, 0, SourceVideo(0, 0, Fraction(0), "unknown")))
 
     def after(self, encoded: StoredRgb) -> StoredRgb:
-        """What was encoded from the stored video, with what is known of the video that was stored."""
-        source, rgb = self.metadata["source"], self.metadata["rgb"]
-        video = SourceVideo(source["width"], source["height"], Fraction(source["frame_rate"]), "unknown")
-        size = encoded.frames, encoded.width, encoded.height
-        return StoredRgb(encoded.content, *size, rgb["duplicated"], rgb["dropped"], video)
+        """What was encoded from the stored video, with what is known of the video that was stored.
 
-    def _shape(self) -> tuple[int, int, int]:
-        rgb = self.metadata["rgb"]
-        return rgb["frames"], rgb["width"], rgb["height"]
+        Raises:
+            VideoError: corrupt, metadata that does not say it.
+        """
+        try:
+            source, rgb = self.metadata["source"], self.metadata["rgb"]
+            numbers = source["width"], source["height"], rgb["duplicated"], rgb["dropped"]
+            if not RATE.fullmatch(source["frame_rate"]) or not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError(f"a source of {source}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise VideoError("corrupt", f"metadata that does not describe the source: {error!r}") from error
+        video = SourceVideo(numbers[0], numbers[1], Fraction(source["frame_rate"]), "unknown")
+        size = encoded.frames, encoded.width, encoded.height
+        return StoredRgb(encoded.content, *size, numbers[2], numbers[3], video)
 
 
 def dataset_source(text: str) -> DatasetSource:
@@ -58,7 +88,8 @@ def dataset_source(text: str) -> DatasetSource:
     Raises:
         FormatError: no dataset is published there.
     """
-    folder, _, name = text.removeprefix(PREFIX).partition("@")
+    folder, _, name = text.removeprefix(PREFIX).rpartition("@")
+    folder, name = (folder, name) if folder else (name, "")
     if Path(text.removeprefix(PREFIX)).is_dir():
         folder, name = text.removeprefix(PREFIX), ""
     snapshot = read_snapshot(Path(folder), name or None)
@@ -83,20 +114,30 @@ def _places(source: DatasetSource) -> dict[str, tuple[Shard, np.void]]:
     }
 
 
-def read_stored(source: DatasetSource, key: str) -> StoredSample:
-    """A sample of a dataset.
+def read_stored(source: DatasetSource, clip: Clip) -> StoredSample:
+    """A clip's sample in a dataset.
 
     Raises:
         VideoError: missing.
-        FormatError: damaged shards.
+        FormatError: damaged shards, or metadata that is not the clip's.
     """
-    if key not in _places(source):
-        raise VideoError("missing", f"no clip {key} in the dataset {source.folder}")
-    shard, record = _places(source)[key]
-    with (Path(source.folder) / shard.path).open("rb") as file:
-        members = read_members(file, record, (RGB, METADATA))
-    metadata = read_metadata(members[METADATA], f"{shard.path}: {key}.{METADATA}")
+    if clip.key not in _places(source):
+        raise VideoError("missing", f"no clip {clip.key} in the dataset {source.folder}")
+    metadata, members = _read(source, clip.key, (RGB, METADATA))
+    stored = _clip(clip.key, metadata, source.folder)
+    if stored.label != clip.label:
+        raise VideoError("missing", f"{source.folder} has it with the label {stored.label!r}, not {clip.label!r}")
     return StoredSample(metadata, snapshot_of(source).specification.rgb, members[RGB])
+
+
+def _read(source: DatasetSource, key: str, wanted: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    shard, record = _places(source)[key]
+    place = f"{source.folder}: {shard.path}: {key}"
+    if not record["json_length"] or not record["rgb_length"] or record["json_length"] > MAXIMUM_METADATA_BYTES:
+        raise FormatError(f"{place}: an index without its video or its metadata")
+    with (Path(source.folder) / shard.path).open("rb") as file:
+        members = read_members(file, record, wanted)
+    return read_metadata(members[METADATA], place), members
 
 
 def listing_of(sources: list[DatasetSource]) -> Listing:
@@ -104,15 +145,29 @@ def listing_of(sources: list[DatasetSource]) -> Listing:
     listing = Listing()
     for source in sources:
         for key in sorted(_places(source).keys() - listing.places.keys()):
-            listing.clips.append(_clip(key, read_stored(source, key).metadata, source.folder))
-            listing.places[key] = source.folder
+            metadata, _ = _read(source, key, (METADATA,))
+            listing.clips.append(_clip(key, metadata, source.folder))
+            listing.places[key] = f"{source.folder}:{key}"
     return listing
 
 
 def _clip(key: str, metadata: dict[str, Any], folder: str) -> Clip:
+    """The clip that metadata describes, checked as a list's row is.
+
+    Raises:
+        FormatError: it describes none, or one with another key.
+    """
     try:
-        origin, video = metadata["source"]["origin"], metadata["source"]["video"]
-        times = metadata["start_seconds"], metadata["end_seconds"]
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{folder}: the metadata of {key} does not say where the clip is from: {error!r}") from error
-    return Clip(key, origin, video, *times, metadata["label"], metadata["split"])
+        source, times = metadata["source"], (metadata["start_seconds"], metadata["end_seconds"])
+        if not isinstance(source["video"], str) or not all(type(t) in (int, float, NoneType) for t in times):
+            raise ValueError(f"source {source}, times {times}")
+        label, split = metadata["label"], metadata["split"]
+        if source["origin"] == "youtube":
+            clip = youtube_clip(source["video"], *times, label, split)
+        else:
+            clip = file_clip(source["video"], label, *times, split)
+        if clip.key != key:
+            raise ValueError(f"that clip's key is {clip.key}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{folder}: the metadata of {key} describes no clip: {error}") from error
+    return clip

@@ -135,7 +135,7 @@ def encode_rgb(
     except ChildError as error:
         raise VideoError("corrupt", _without_path(str(error), path)) from error
     content = output.read_bytes()
-    frames, height, width = _stored_shape(content)
+    frames, height, width = stored_shape(content)
     if frames < MINIMUM_FRAMES:
         raise VideoError(
             "too-short",
@@ -292,7 +292,7 @@ def _decode(video: bytes, start: int = 0, stop: int | None = None) -> Iterator[a
         raise VideoError("corrupt", f"stored {error}") from error
 
 
-def _stored_shape(content: bytes) -> tuple[int, int, int]:
+def stored_shape(content: bytes) -> tuple[int, int, int]:
     """Frames, height and width of a video just encoded, from its packets; zeros where ffmpeg wrote no picture."""
     if not content:
         return 0, 0, 0

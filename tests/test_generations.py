@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from manifests.files import canonical_json
-from manifests.index import published_keys, read_snapshot
+from manifests.index import published_keys, read_index, read_records, read_snapshot, write_records
 from manifests.sample import FormatError
 from pipeline import steps
 from pipeline.fetch import FolderSource
@@ -20,6 +21,7 @@ from pipeline.generations import all_snapshots, compact, finish_interrupted, wit
 from pipeline.ledger import PERMANENT, REASONS, Outcome, note_failure, read_ledger, record_rejected, totals
 from pipeline.run import make_plan
 from pipeline.shards import FinishedClips
+from pipeline.stored import dataset_source
 from pipeline.verify import verify
 
 CLIPS = 14
@@ -97,11 +99,12 @@ class Histories(RuleBasedStateMachine):
         self.output = self.folder / "output"
         self.output.mkdir()
         self.fate = {}  # of each clip that was worked on: its reason, None for well
-        self.published, self.withdrawn, self.listed = set(), set(), set()
+        self.published, self.withdrawn, self.crashed = set(), set(), False
 
     def teardown(self):
         if hasattr(self, "folder"):
             if self.published:
+                finish_interrupted(self.output)
                 self.a_compacted_dataset_is_a_fresh_one()
             shutil.rmtree(self.folder)
 
@@ -112,8 +115,6 @@ class Histories(RuleBasedStateMachine):
         kill=st.sampled_from([None, None, *KILLS]),
     )
     def a_run(self, numbers, fates, retry, kill):
-        finish_interrupted(self.output)
-        self._learn_of_what_was_finished()
         worked_on = run(self.folder, self.output, numbers, dict(zip(KEYS, fates, strict=True)), retry, kill)
         listed = {KEYS[i] for i in numbers}
         due = {
@@ -125,20 +126,18 @@ class Histories(RuleBasedStateMachine):
         finished = {path.stem for path in (self.output / "clips").glob("*/*.tar")}
         for key in worked_on:
             self.fate[key] = None if key in finished else fates[KEYS.index(key)]
-        self.listed |= listed
         if kill in (None, "snapshot"):
             self.published |= {key for key in worked_on if self.fate[key] is None}
-            # A run that publishes adopts nothing of others: what was finished but never listed again stays unpublished.
-        finish_interrupted(self.output)
-
-    def _learn_of_what_was_finished(self):
-        snapshot = read_snapshot(self.output)
-        assert self.published == (set(published_keys(self.output, snapshot)) if snapshot else set())
+        if kill is None:
+            finish_interrupted(self.output)
+        self.crashed = kill is not None
 
     @rule()
     def a_compaction(self):
-        if not self.published:
+        if not self.published or read_snapshot(self.output) is None:
             return
+        finish_interrupted(self.output)
+        self.crashed = False
         before = all_snapshots(self.output)
         compact(self.output)
         assert [s for s in all_snapshots(self.output) if s in before] == before
@@ -148,11 +147,12 @@ class Histories(RuleBasedStateMachine):
     @rule(number=st.integers(0, CLIPS - 1))
     def a_takedown(self, number):
         key = KEYS[number]
-        if key not in read_ledger(self.output):
-            with pytest.raises(ValueError, match=f"no clip '{key}' in the ledger"):
+        if key not in self.fate:
+            with pytest.raises(ValueError, match=f"no clip '{key}' there"):
                 withdraw(self.output, [key])
             return
         withdraw(self.output, [key])
+        self.crashed = False
         self.withdrawn.add(key)
         self.published.discard(key)
         left = [path for path in self.output.rglob("*") if path.is_file() and "ledger" not in path.parts]
@@ -160,7 +160,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def it_holds_what_it_must(self):
-        if not hasattr(self, "output"):
+        if not hasattr(self, "output") or self.crashed:
             return
         snapshot = read_snapshot(self.output)
         keys = sorted(published_keys(self.output, snapshot)) if snapshot else []
@@ -168,7 +168,7 @@ class Histories(RuleBasedStateMachine):
         counts = totals(read_ledger(self.output).values())
         assert counts["listed"] == counts["ok"] + sum(counts["failed"].values())
         for earlier in all_snapshots(self.output):
-            assert shard_files(self.output, earlier)
+            assert self.withdrawn.isdisjoint(published_keys(self.output, earlier))  # and reads every index
         named = {file.name for s in all_snapshots(self.output) for file in map(Path, shard_files(self.output, s))}
         assert {path.name for path in self.output.glob("shards/*/*")} == named
 
@@ -270,3 +270,60 @@ def test_finished_clips_of_a_takedown_go_too(tmp_path):
     assert left == {f"{key}.tar" for key in KEYS[1:3]}
     assert FinishedClips(next((output / "clips").iterdir())).members(KEYS[1])["rgb.mp4"].startswith(b"video of")
     assert run(tmp_path, output, range(3), dict.fromkeys(KEYS)) == set(KEYS[1:3])
+
+
+def test_a_takedown_after_a_killed_run_is_not_undone(tmp_path):
+    """By the notes of failures that the killed run left, nor by a finished clip that its ledger does not know."""
+    output = tmp_path / "output"
+    output.mkdir()
+    run(tmp_path, output, range(4), dict.fromkeys(KEYS) | {KEYS[1]: "timeout"})
+    run(tmp_path, output, range(5), dict.fromkeys(KEYS) | {KEYS[1]: "timeout"}, kill="clips")
+    (output / "report.html").write_text(KEYS[1])
+    withdraw(output, [KEYS[1], KEYS[4]])
+    assert not (output / "report.html").exists()
+    assert run(tmp_path, output, range(5), dict.fromkeys(KEYS), retry=("timeout",)) == set()
+    ledger = read_ledger(output)
+    assert {ledger[key]["reason"] for key in (KEYS[1], KEYS[4])} == {"withdrawn"}
+    assert not [path for path in output.rglob("*") if KEYS[4] in path.name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": "../../escaped"}, "malformed split"),
+        ({"label": "\x1b[2J"}, "label"),
+        ({"start_seconds": "x"}, "describes no clip"),
+        ({"end_seconds": 11.0}, "that clip's key is"),
+        ({"source": {"origin": "file", "video": "/etc/passwd"}}, "must name a file inside"),
+        ({"source": {"origin": "youtube", "video": "../private0"}}, "malformed id"),
+        ({"source": None}, "describes no clip"),
+    ],
+)
+def test_a_hostile_dataset_is_no_source(tmp_path, monkeypatch, changes, said):
+    honest = members_of
+
+    def hostile(clip, job):
+        good = honest(clip, job)
+        described = {"source": {"origin": "youtube", "video": clip.video}, "start_seconds": 0.0, "end_seconds": 10.0}
+        return {**good, "json": canonical_json({**json.loads(good["json"]), **described, **changes})}
+
+    other, output = tmp_path / "other", tmp_path / "output"
+    other.mkdir()
+    output.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[__name__], "members_of", hostile)
+        run(tmp_path, other, range(2), dict.fromkeys(KEYS))
+    with pytest.raises(FormatError, match=said):
+        make_plan([], [dataset_source(f"dataset:{other}")], output, flow=None)
+    assert not list(output.iterdir())
+
+
+def test_an_index_with_a_path_for_a_key_is_refused(tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    run(tmp_path, output, range(1), dict.fromkeys(KEYS))
+    (shard,) = read_snapshot(output).shards
+    records = read_index(output, shard)
+    records["key"] = b"../../escaped"
+    with pytest.raises(FormatError, match="is no sample's key"):
+        read_records(write_records(records), "index")
