@@ -83,11 +83,15 @@ def test_rubber_whale(shared):
     assert error <= 0.160
 
 
+# OpenCV is .119 px from itself there when tau is longer by a millionth.
+ONE_PAIR_IS_NOT = pytest.mark.xfail(reason="a pair that moves by 9.4 px: mean .077 px", strict=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("cleanpool01.mp4", marks=pytest.mark.xfail(reason="a pair of 9.4 px: .077; OpenCV from itself .119", strict=True)),
+        pytest.param("cleanpool01.mp4", marks=ONE_PAIR_IS_NOT),
         "eyebrowucf1.avi",
     ],
 )
