@@ -1,10 +1,16 @@
-"""Files that appear under their final name only when they are complete."""
+"""Files that appear under their final name only when they are complete, on a disk and in a bucket.
+
+A folder is a `pathlib.Path`, or, in a bucket, a `upath.UPath`, which has the same methods and is no `Path`. Only what
+the two do differently stands here.
+"""
 
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,25 +20,48 @@ PARTIAL_SUFFIX = ".partial"
 PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
+def in_bucket(path: Path) -> bool:
+    """Whether a path is one of a bucket, where objects are replaced whole and folders are but parts of names."""
+    return not isinstance(path, Path)
+
+
 @contextmanager
 def complete_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of `path` for writing; flush it to disk and rename it when the block ends well.
+    """Open a file for writing that gets the name `path` when the block ends well.
 
-    When the block raises, the temporary file is removed and `path` is as it was. A process that is killed leaves a
-    file that ends in `PARTIAL_SUFFIX`, which no reader looks at and the next run removes.
+    When the block raises, nothing is left and `path` is as it was. A process that is killed leaves a file that ends in
+    `PARTIAL_SUFFIX`, which no reader looks at and the next run removes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    with partial_file(path) as file:
+        yield file
+        name_file(file, path)
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing and reading: a neighbour of `path`, or one of this machine for a bucket's.
+
+    It is removed when the block ends, unless `name_file` has given it a name.
+    """
+    folder = Path(tempfile.gettempdir()) if in_bucket(path) else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
     try:
-        with partial.open("xb") as file:
+        with partial.open("x+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+def name_file(file: BinaryIO, path: Path) -> None:
+    """Give a partial file that is complete its name, on disk at once or not at all."""
+    file.flush()
+    if in_bucket(path):
+        path.fs.put_file(file.name, path.path)  # type: ignore[attr-defined]
+        return
+    os.fsync(file.fileno())
+    Path(file.name).replace(path)
+    _flush_folder(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -45,6 +74,9 @@ def _flush_folder(folder: Path) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write `content` to `path`, all or nothing."""
+    if in_bucket(path):
+        path.write_bytes(content)
+        return
     with complete_file(path) as file:
         file.write(content)
 
@@ -56,12 +88,31 @@ def remove_partial_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Hash a file in bounded memory: the hexadecimal SHA-256 of its content."""
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, where there is one."""
+    if in_bucket(folder):
+        if folder.exists():
+            folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted; none where there is no such folder."""
+    if in_bucket(folder):
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 — a folder may hold 650,000 files
+    except FileNotFoundError:
+        return []
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hash a file from its start in bounded memory: the hexadecimal SHA-256 of its content."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    file.seek(0)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,20 +16,44 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from flow import VARIANTS
 from manifests.clip import printable
 from manifests.index import read_snapshot
-from manifests.lease import LeaseHeld, lease
+from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
 from pipeline import turns
 from pipeline.fetch import parse_source
 from pipeline.generations import compact, withdraw
-from pipeline.ledger import LEDGER, RETRYABLE, read_ledger, totals
+from pipeline.lease import run_lease
+from pipeline.ledger import LEDGER, RETRYABLE, read_entries, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
-from pipeline.run import SpecificationChanged, run
+from pipeline.run import DATAFLOW, SpecificationChanged, run
+from pipeline.storage import open_output, open_path
 from pipeline.verify import verify
 from pipeline.video import VideoError, flow_coding
 
-DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
+
+class Location(click.ParamType):
+    """A path on this machine or in a bucket."""
+
+    name = "path"
+
+    def __init__(self, opened: Callable[[str], Path], *, exists: bool = False) -> None:
+        self.opened, self.exists = opened, exists
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raise `click.BadParameter` for a URL that cannot be used, or where nothing is though something must be."""
+        try:
+            path = self.opened(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if self.exists and not path.exists():
+            self.fail(f"{value!r} does not exist", param, ctx)
+        return path
+
+
+DATASET = Location(open_output, exists=True)
+# The machine of Dataflow's flow step: one GPU, and cores and memory to decode and encode for it.
+FLOW_MACHINE = {"min_ram": "24GB", "cpu_count": "8"}
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
 IN_PROCESS = "FnApiRunner"
 
@@ -52,7 +77,7 @@ def main() -> None:
     "--manifest",
     "manifests",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=Location(open_path, exists=True),
     help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow. "
     "Without one, all clips of the datasets that are the sources.",
     metavar="FILE...",
@@ -66,7 +91,7 @@ def main() -> None:
     help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, youtube, or "
     "dataset:DIR to reprocess what is stored there; of several, each is asked for what those before it lack.",
 )
-@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The dataset's folder.")
+@click.option("--output", required=True, type=Location(open_output), help="The dataset's folder, or gs://bucket/name.")
 @click.option("--flow", type=click.Choice([*VARIANTS, "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
 @click.option(
     "--flow-crf",
@@ -96,6 +121,12 @@ def main() -> None:
     help="Exit with status 1 when more clips of this run failed; by default any number may.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
+@click.option(
+    "--accelerator",
+    default="type:nvidia-l4;count:1;install-nvidia-driver",
+    show_default=True,
+    help="On Dataflow: of the machines that compute flow, and of no others; none: processors.",
+)
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
 def run_command(
     manifests: tuple[Path, ...],
@@ -108,6 +139,7 @@ def run_command(
     retry: tuple[str, ...],
     max_failures: int | None,
     workers: int | None,
+    accelerator: str,
     others: tuple[str, ...],
 ) -> None:
     """Prepare every clip of the lists that is not published yet.
@@ -123,19 +155,23 @@ def run_command(
       kinetics-prep run --source dataset:k400 --output k400-flat --flow tvl1-flat
       kinetics-prep run --manifest my_videos/ --output mine --flow none
       kinetics-prep run --manifest val.csv --source videos/ --output k400 --retry corrupt --retry too-short
+      kinetics-prep run --manifest gs://lists/train.csv --output gs://data/k400 --runner=DataflowRunner \\
+        --project=mine --region=europe-west4 --temp_location=gs://data/tmp --sdk_container_image=IMAGE
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
     # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
     further = list(takewhile(lambda word: not word.startswith("-"), others))
     options = _beam_options(others[len(further) :], workers or os.cpu_count() or 1)
     try:
         plan = run(
-            [*manifests, *map(Path, further)],
+            [*manifests, *map(open_path, further)],
             [parse_source(source) for source in sources],
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
             classes=classes,
             retry=RETRYABLE if "all" in retry else retry,
+            max_failures=max_failures,
+            flow_hints=_flow_hints(options, flow, accelerator),
             options=options,
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
@@ -153,23 +189,26 @@ def run_command(
         ) from error
     for row in plan.listing.rejected:
         click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
-    ledger = read_ledger(output)
-    for clip in plan.clips:
-        if ledger[clip.key]["reason"]:
-            message = ledger[clip.key]["message"].splitlines() or [""]
-            click.echo(f"{clip.key}: {ledger[clip.key]['reason']}: {printable(message[-1])}", err=True)
     already = len(plan.listing.clips) - len(plan.clips) - plan.not_due - plan.withdrawn
     given_up = f"{plan.not_due} failed for good before (--retry), " if plan.not_due else ""
     given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
-        f"{given_up}{len(plan.clips)} clips worked on"
+        f"{given_up}{len(plan.clips)} clips {'to work on' if plan.submitted else 'worked on'}"
     )
+    if plan.submitted:
+        click.echo(f"Submitted as {plan.submitted.job_id()}; it goes on by itself. See kinetics-prep status {output}")
+        return
+    worked_on, failed = {clip.key for clip in plan.clips}, 0
+    for entry in read_entries(output):
+        if entry["key"] in worked_on and entry["reason"]:
+            failed += 1
+            message = entry["message"].splitlines() or [""]
+            click.echo(f"{entry['key']}: {entry['reason']}: {printable(message[-1])}", err=True)
     click.echo("The dataset so far:")
     _print_totals(output)
     if read_snapshot(output) is None:
         raise click.ClickException("no clip came out well, nothing is published")
-    failed = sum(ledger[clip.key]["reason"] is not None for clip in plan.clips)
     if max_failures is not None and failed > max_failures:
         raise click.ClickException(f"{failed} clips of this run failed, more than --max-failures {max_failures}")
 
@@ -184,7 +223,7 @@ def compact_command(dataset: Path) -> None:
     Example: kinetics-prep compact k400
     """
     try:
-        with lease(dataset):
+        with run_lease(dataset):
             snapshot = compact(dataset)
     except (FormatError, LeaseHeld, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -204,7 +243,7 @@ def purge_command(dataset: Path, keys: tuple[str, ...]) -> None:
     Example: kinetics-prep purge k400 -- -abcdefghij_000010_000020
     """
     try:
-        with lease(dataset):
+        with run_lease(dataset):
             withdraw(dataset, keys)
     except (FormatError, LeaseHeld, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -224,7 +263,7 @@ def status_command(dataset: Path, as_json: bool) -> None:
         if not (dataset / LEDGER).exists():
             raise FormatError(f"{dataset}: no ledger, no run has ended there yet")
         if as_json:
-            click.echo(json.dumps(totals(read_ledger(dataset).values()), indent=1))
+            click.echo(json.dumps(totals(read_entries(dataset)), indent=1))
         else:
             _print_totals(dataset)
     except FormatError as error:
@@ -295,12 +334,19 @@ def report_command(dataset: Path) -> None:
 
 
 def _print_totals(dataset: Path) -> None:
-    counts = totals(read_ledger(dataset).values())
+    counts = totals(read_entries(dataset))
     click.echo(f"listed  {counts['listed']:>8}")
     click.echo(f"ok      {counts['ok']:>8}")
     click.echo(f"failed  {sum(counts['failed'].values()):>8}")
     for reason, number in counts["failed"].items():
         click.echo(f"  {reason:<16}{number:>6}")
+
+
+def _flow_hints(options: PipelineOptions, flow: str, accelerator: str) -> dict[str, str]:
+    """What Beam is told of the machines for flow. The other steps get none: a GPU would only wait for them."""
+    if flow == "none" or accelerator == "none" or options.get_all_options()["runner"] != DATAFLOW:
+        return {}
+    return {"accelerator": accelerator, **FLOW_MACHINE}
 
 
 def _beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:

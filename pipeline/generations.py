@@ -8,14 +8,13 @@ that a crash at any moment leaves a readable dataset, and that doing it again fi
   snapshots are rewritten, then the files go.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from manifests.files import canonical_json, remove_partial_files, write_file
+from manifests.files import canonical_json, in_bucket, names_in, remove_folder, remove_partial_files, write_file
 from manifests.index import (
     INDEX_SUFFIX,
     NO_CLASS,
@@ -57,7 +56,8 @@ def _write_snapshot(output: Path, snapshot: Snapshot) -> None:
 
 def _snapshot_names(output: Path) -> list[str]:
     """Of the snapshots that are whole, oldest first."""
-    return sorted((path.parent.name for path in (output / "snapshots").glob("*/snapshot.json")), key=int)
+    folder = output / "snapshots"
+    return sorted((name for name in names_in(folder) if (folder / name / "snapshot.json").exists()), key=int)
 
 
 def _next_name(output: Path) -> str:
@@ -94,19 +94,21 @@ def finish_interrupted(output: Path) -> None:
 
 def _remove_leavings(output: Path) -> None:
     """Remove scratch, half-written files, and shards that no snapshot names."""
-    shutil.rmtree(output / SCRATCH, ignore_errors=True)
-    remove_partial_files(output)
-    for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
-        for folder in output.glob(pattern):
-            remove_partial_files(folder)
-    named = set()
+    remove_folder(output / SCRATCH)
+    if not in_bucket(output):
+        remove_partial_files(output)
+        for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
+            for folder in output.glob(pattern):
+                remove_partial_files(folder)
+    named: set[str] = set()
     for name in _snapshot_names(output):
         # Not the snapshots themselves: after a year of nights they are many, and long.
         for path in (output / "snapshots" / name / "shards.txt").read_text().splitlines():
-            named |= {output / path, output / (path.removesuffix(".tar") + INDEX_SUFFIX)}
-    for file in (output / "shards").glob("*/*"):
-        if SHARD_NAME.fullmatch(file.name) and file not in named:
-            file.unlink()
+            named |= {path, path.removesuffix(".tar") + INDEX_SUFFIX}
+    for group in names_in(output / "shards"):
+        for name in names_in(output / "shards" / group):
+            if SHARD_NAME.fullmatch(name) and f"shards/{group}/{name}" not in named:
+                (output / "shards" / group / name).unlink()
 
 
 def compact(output: Path) -> Snapshot:
@@ -177,7 +179,9 @@ def withdraw(output: Path, keys: Collection[str]) -> None:
         FormatError: a damaged dataset.
     """
     finish_interrupted(output)
-    known = read_ledger(output).keys() | {file.name.split(".")[0] for file in (output / "clips").glob("*/*.tar")}
+    known = set(read_ledger(output))
+    for folder in names_in(output / "clips"):
+        known |= {name.split(".")[0] for name in names_in(output / "clips" / folder) if name.endswith(".tar")}
     for snapshot in all_snapshots(output):
         known |= set(published_keys(output, snapshot))
     unknown = sorted(set(keys) - known)
@@ -197,10 +201,10 @@ def finish_withdrawals(output: Path) -> None:
 
 def _take_out(output: Path, withdrawn: Collection[str]) -> None:
     (output / REPORT).unlink(missing_ok=True)  # it may show them; `report` writes it anew
-    for folder in (output / "clips").glob("*"):
+    for folder in names_in(output / "clips"):
         for key in withdrawn:
-            for file in (folder / f"{key}.tar", folder / f"{key}.rgb.tar"):
-                file.unlink(missing_ok=True)
+            for name in (f"{key}.tar", f"{key}.rgb.tar"):
+                (output / "clips" / folder / name).unlink(missing_ok=True)
     snapshots, current = all_snapshots(output), read_snapshot(output)
     instead: dict[Shard, Shard | None] = {}
     for snapshot in snapshots:

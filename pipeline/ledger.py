@@ -1,16 +1,17 @@
 """What became of every listed clip: one current outcome each, with the reason and the raw message of a failure."""
 
 import json
-import shutil
+import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from manifests.clip import Clip
-from manifests.files import complete_file, write_file
+from manifests.files import complete_file, names_in, remove_folder, write_file
 from manifests.lists import Listing
 from manifests.sample import FormatError
 
@@ -54,7 +55,11 @@ REASONS = {
 RETRYABLE = tuple(reason for reason in REASONS if reason != WITHDRAWN)
 LEDGER = "ledger/outcomes.jsonl"
 FAILURES = "ledger/failures"  # of the run that is under way: a file a clip, so that a crash forgets none
-ENTRY_FIELDS = {"key", "list", "label", "split", "reason", "message", "attempts", "seconds", "tried"}
+ENTRY_FIELDS = {
+    *("key", "list", "label", "split", "reason", "message"),
+    *("attempts", "tried", "seconds", "stored", "versions"),
+}
+READERS = 32  # of notes at a time, each of which is a round trip in a bucket
 
 
 @dataclass(frozen=True)
@@ -65,34 +70,53 @@ class Outcome:
     reason: str | None = None
     message: str = ""
     seconds: dict[str, float] = field(default_factory=dict)  # wall-clock seconds by stage
+    stored: dict[str, int] = field(default_factory=dict)  # frames, duplicated, dropped, bytes of a finished clip
+    versions: dict[str, str] = field(default_factory=dict)  # of the programs that did the work
 
 
-def is_due(entry: dict[str, Any] | None, retry: Collection[str]) -> bool:
-    """Whether a run works on a clip that is not published, by what the ledger says of it.
+def is_due(reason: str | None, retry: Collection[str]) -> bool:
+    """Whether a run works on a clip that is not published.
 
     Args:
-        entry: the ledger's; None for a clip that is new.
+        reason: the ledger's; None for a clip that is new.
         retry: reasons to try again though they are permanent.
     """
-    reason = entry["reason"] if entry else None
     return reason is None or REASONS[reason].policy == LATER or reason in retry
 
 
-def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
-    """The ledger of a dataset by key, in the order of the keys; empty where there is none.
+def read_entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """The ledger of a dataset, entry by entry in the order of the keys; none where there is no ledger.
 
     Raises:
         FormatError: a line that is no entry; names it.
     """
+    for entry, _ in _read_lines(folder):
+        yield entry
+
+
+def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
+    """The ledger by key, whole: a kilobyte of memory an entry. Raises `FormatError` as `read_entries` does."""
+    return {entry["key"]: entry for entry in read_entries(folder)}
+
+
+def read_reasons(folder: Path) -> dict[str, str | None]:
+    """Why each recorded clip or row failed, None for those that came out well. Raises as `read_entries` does."""
+    return {entry["key"]: _interned(entry["reason"]) for entry in read_entries(folder)}
+
+
+def _interned(reason: str | None) -> str | None:
+    return None if reason is None else sys.intern(reason)
+
+
+def _read_lines(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each entry, and its line: what a change leaves alone is kept as bytes, a quarter of the memory."""
     path = folder / LEDGER
-    if not path.exists():
-        return {}
-    entries = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            entry = _read_entry(line, f"{path}:{number}")
-            entries[entry["key"]] = entry
-    return entries
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield _read_entry(line, f"{path}:{number}"), line
+    except FileNotFoundError:
+        return
 
 
 def _read_entry(line: bytes, place: str) -> dict[str, Any]:
@@ -107,10 +131,15 @@ def _read_entry(line: bytes, place: str) -> dict[str, Any]:
 
 def record_rejected(folder: Path, listing: Listing) -> None:
     """Put the rows that became no clip into the ledger, in place of those of the same lists' earlier readings."""
-    entries = {key: entry for key, entry in read_ledger(folder).items() if entry["list"] not in listing.names}
-    for row in listing.rejected:
-        entries[row.place] = _entry(row.place, None, None, row.reason, row.message, {}, 0, row.list_name, "")
-    _write(folder, entries.values())
+    news = {
+        row.place: _line(_entry(row.place, reason=row.reason, message=row.message, list_name=row.list_name))
+        for row in listing.rejected
+    }
+    names, lines, before = set(listing.names), dict[str, bytes](), dict[str, bytes]()
+    for entry, line in _read_lines(folder):
+        (before if entry["list"] in names else lines)[entry["key"]] = line
+    if before != news or not (folder / LEDGER).exists():
+        _write(folder, lines | news)
 
 
 def record_outcomes(folder: Path, outcomes: Iterable[Outcome]) -> None:
@@ -120,59 +149,80 @@ def record_outcomes(folder: Path, outcomes: Iterable[Outcome]) -> None:
 
 def note_failure(folder: Path, outcome: Outcome) -> None:
     """Keep a clip's failure until the run's end, when the ledger gets it; or the next run's, after a crash."""
-    entry = _outcome_entry(outcome)
-    write_file(folder / FAILURES / f"{outcome.clip.key}.json", json.dumps(entry, ensure_ascii=False).encode())
+    write_file(folder / FAILURES / f"{outcome.clip.key}.json", _line(_outcome_entry(outcome)))
+
+
+def noted_failure(folder: Path, clip: Clip) -> tuple[str, str] | None:
+    """Reason and message of a failure of this clip that was noted in the run that is under way."""
+    path = folder / FAILURES / f"{clip.key}.json"
+    try:
+        entry = _read_entry(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    return entry["reason"], entry["message"]
 
 
 def adopt_failures(folder: Path) -> None:
     """Put the failures that a killed run noted into the ledger."""
-    files = sorted((folder / FAILURES).glob("*.json"))
-    if files:
-        _record(folder, [_read_entry(file.read_bytes(), str(file)) for file in files])
+    notes = [folder / FAILURES / name for name in names_in(folder / FAILURES) if name.endswith(".json")]
+    if notes:
+        with ThreadPoolExecutor(READERS) as pool:
+            _record(folder, pool.map(lambda note: _read_entry(note.read_bytes(), str(note)), notes))
     forget_failures(folder)
 
 
 def forget_failures(folder: Path) -> None:
     """Remove the notes of failures, once they stand in the ledger."""
-    shutil.rmtree(folder / FAILURES, ignore_errors=True)
+    remove_folder(folder / FAILURES)
 
 
 def record_withdrawn(folder: Path, keys: Iterable[str]) -> None:
     """Note that clips are to be taken down; how they came to be there is forgotten with them."""
-    entries = read_ledger(folder)
-    for key in keys:
-        attempts = entries[key]["attempts"] if key in entries else 0
-        entries[key] = _entry(key, None, None, WITHDRAWN, UNDER_WAY, {}, attempts, None, _now())
-    _write(folder, entries.values())
+    _update(folder, {key: _entry(key, reason=WITHDRAWN, message=UNDER_WAY, tried=_now()) for key in keys})
 
 
 def being_withdrawn(folder: Path) -> set[str]:
     """Clips whose takedown is not known to be finished."""
     waiting = WITHDRAWN, UNDER_WAY
-    return {key for key, entry in read_ledger(folder).items() if (entry["reason"], entry["message"]) == waiting}
+    return {entry["key"] for entry in read_entries(folder) if (entry["reason"], entry["message"]) == waiting}
 
 
 def record_withdrawal_finished(folder: Path, keys: Iterable[str]) -> None:
     """Note that nothing is left of these clips but their keys."""
     entries = read_ledger(folder)
-    for key in keys:
-        entries[key]["message"] = ""
-    _write(folder, entries.values())
+    _update(folder, {key: {**entries[key], "message": ""} for key in keys})
 
 
 def _record(folder: Path, news: Iterable[dict[str, Any]]) -> None:
-    entries = read_ledger(folder)
+    """Put entries in place of the clips' earlier ones, with an attempt more; what was withdrawn stays so, for good."""
+    lines, told = dict[str, bytes](), dict[str, tuple[str | None, int]]()
+    for entry, line in _read_lines(folder):
+        lines[entry["key"]] = line
+        told[entry["key"]] = _interned(entry["reason"]), entry["attempts"]
     for entry in news:
-        if entry["key"] in entries and entries[entry["key"]]["reason"] == WITHDRAWN:
-            continue  # for good
-        attempts = entries[entry["key"]]["attempts"] if entry["key"] in entries else 0
-        entries[entry["key"]] = {**entry, "attempts": attempts + 1}
-    _write(folder, entries.values())
+        reason, attempts = told.get(entry["key"], (None, 0))
+        if reason != WITHDRAWN:
+            lines[entry["key"]] = _line({**entry, "attempts": attempts + 1})
+    _write(folder, lines)
+
+
+def _update(folder: Path, news: dict[str, dict[str, Any]]) -> None:
+    lines = {entry["key"]: line for entry, line in _read_lines(folder)}
+    _write(folder, lines | {key: _line(entry) for key, entry in news.items()})
 
 
 def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
-    clip = outcome.clip
-    return _entry(clip.key, clip.label, clip.split, outcome.reason, outcome.message, outcome.seconds, 0, None, _now())
+    return _entry(
+        outcome.clip.key,
+        label=outcome.clip.label,
+        split=outcome.clip.split,
+        reason=outcome.reason,
+        message=outcome.message,
+        seconds={stage: round(value, 3) for stage, value in outcome.seconds.items()},
+        stored=outcome.stored,
+        versions=outcome.versions,
+        tried=_now(),
+    )
 
 
 def _now() -> str:
@@ -188,14 +238,16 @@ def totals(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _entry(
     key: str,
-    label: str | None,
-    split: str | None,
+    *,
+    label: str | None = None,
+    split: str | None = None,
     reason: str | None,
     message: str,
-    seconds: dict[str, float],
-    attempts: int,
-    list_name: str | None,
-    tried: str,
+    seconds: dict[str, float] | None = None,
+    stored: dict[str, int] | None = None,
+    versions: dict[str, str] | None = None,
+    list_name: str | None = None,
+    tried: str = "",
 ) -> dict[str, Any]:
     if reason is not None and reason not in REASONS:
         raise ValueError(f"reason {reason!r} is not in the ledger's list")
@@ -206,13 +258,18 @@ def _entry(
         "split": split,
         "reason": reason,
         "message": message,
-        "attempts": attempts,
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "attempts": 0,
         "tried": tried,  # when, in UTC
+        "seconds": seconds or {},
+        "stored": stored or {},
+        "versions": versions or {},
     }
 
 
-def _write(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+
+
+def _write(folder: Path, lines: dict[str, bytes]) -> None:
     with complete_file(folder / LEDGER) as file:
-        for entry in sorted(entries, key=lambda entry: str(entry["key"])):
-            file.write(json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        file.writelines(lines[key] for key in sorted(lines))

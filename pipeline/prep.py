@@ -14,26 +14,41 @@ runner with threads (`docs/spike.md` has the runs):
 - Steps are pickled: what they share with the main thread (the progress display) is module state, not an argument.
 """
 
-import apache_beam as beam
+from collections.abc import Mapping
 
-from manifests.clip import Clip
+import apache_beam as beam
+from apache_beam.pvalue import AsIter
+
 from pipeline import steps
 from pipeline.steps import Job
 
 
-def prepare(root: beam.Pipeline, clips: list[Clip], job: Job) -> None:
-    """From clips to a published snapshot: each clip is fetched, encoded, given flow; the good ones become shards."""
-    (
+def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping[str, str]) -> None:
+    """From the plan's parts to a published snapshot: clips are fetched, encoded, given flow; good ones become shards.
+
+    Args:
+        root: the pipeline to fill.
+        parts: names of the parts of the plan that `steps.write_plan` has written.
+        job: what is to be done with each clip.
+        flow_hints: Beam's resource hints for the step that computes flow; the others run on any machine.
+    """
+    outcomes = (
         root
-        | "List clips" >> beam.Create(clips)
+        | "Name the plan's parts" >> beam.Create(parts)
+        | "Read the plan" >> beam.FlatMap(steps.read_part, job)
         | "Spread clips" >> beam.Reshuffle()
         | "Fetch and encode" >> beam.Map(steps.fetch_and_encode, job)
-        | "Compute flow" >> beam.Map(steps.compute_flow, job)
-        | "Collect outcomes" >> beam.combiners.ToList()
-        | "Write ledger" >> beam.Map(steps.write_ledger, job)
-        | "Cut into shards" >> beam.FlatMap(steps.cut_into_shards, job)
+        | "Compute flow" >> beam.Map(steps.compute_flow, job).with_resource_hints(**flow_hints)
+    )
+    shards = (
+        root
+        | "Begin the shards" >> beam.Create([job])
+        | "Cut into shards" >> beam.FlatMap(steps.cut_into_shards, AsIter(outcomes))
         | "Spread shards" >> beam.Reshuffle()
         | "Write shards" >> beam.Map(steps.build_shard, job)
-        | "Collect shards" >> beam.combiners.ToList()
-        | "Publish snapshot" >> beam.Map(steps.publish, job)
+    )
+    (
+        root
+        | "Begin the end" >> beam.Create([job])
+        | "Publish snapshot" >> beam.Map(steps.finish, AsIter(outcomes), AsIter(shards))
     )

@@ -1,29 +1,32 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
-import shutil
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from manifests.classes import ClassList, read_classes
 from manifests.clip import Clip
+from manifests.files import in_bucket
 from manifests.index import Snapshot, published_keys, read_snapshot
-from manifests.lease import lease
 from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.fetch import FolderSource, Source, forget_refusals
 from pipeline.generations import finish_interrupted
-from pipeline.ledger import WITHDRAWN, is_due, read_ledger, record_rejected
+from pipeline.lease import run_lease
+from pipeline.ledger import WITHDRAWN, is_due, read_reasons, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
-from pipeline.steps import Job
+from pipeline.steps import Job, write_plan
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
 SHORT_SIDES = range(32, 1081, 2)
+DATAFLOW = "DataflowRunner"
 
 
 class SpecificationChanged(ValueError):
@@ -39,6 +42,7 @@ class Plan:
     job: Job
     not_due: int  # clips that failed for good and that nobody asked to try again
     withdrawn: int  # clips that were taken down
+    submitted: Any = None  # the job that goes on elsewhere when `run` is through; None where it has ended
 
 
 def run(
@@ -50,9 +54,14 @@ def run(
     short_side: int = 256,
     classes: str | None = None,
     retry: Collection[str] = (),
+    max_failures: int | None = None,
+    flow_hints: Mapping[str, str] | None = None,
     options: PipelineOptions,
 ) -> Plan:
     """Prepare every clip of the lists that is not published yet and publish what came out well.
+
+    On Dataflow the job is submitted and left alone: it publishes, ends the lease, and ends as failed where more than
+    `max_failures` clips failed. Other runners are waited for.
 
     Returns:
         What was planned; what became of it stands in the ledger.
@@ -62,19 +71,29 @@ def run(
         LeaseHeld: another run works on the output.
         SpecificationChanged: the output holds a dataset of another specification.
     """
-    output = output.resolve()
     _check_short_side(short_side)
+    remote = options.view_as(StandardOptions).runner == DATAFLOW
+    if remote and not in_bucket(output):
+        raise ValueError(f"{DATAFLOW} wants an output in a bucket, gs://…, which its machines reach, not {output}")
     if classes is not None:
         read_classes(classes)  # before anything is made
-    with lease(output):
+    with ExitStack() as stack:
+        holder = stack.enter_context(run_lease(output))
         finish_interrupted(output)
         forget_refusals()
         plan = make_plan(manifests, sources, output, flow=flow, short_side=short_side, classes=classes, retry=retry)
         record_rejected(output, plan.listing)
-        if plan.clips:
-            with shown_progress(len(plan.clips)), beam.Pipeline(options=options) as pipeline:
-                prepare(pipeline, plan.clips, plan.job)
-        shutil.rmtree(plan.job.scratch, ignore_errors=True)
+        if not plan.clips:
+            return plan
+        job = replace(plan.job, lease=holder, max_failures=max_failures if remote else None)
+        pipeline = beam.Pipeline(options=options)
+        prepare(pipeline, write_plan(plan.clips, job), job, flow_hints or {})
+        if remote:
+            submitted = pipeline.run()
+            stack.pop_all()  # the job holds the lease from now on, and needs nobody here
+            return replace(plan, submitted=submitted)
+        with shown_progress(len(plan.clips)):
+            pipeline.run().wait_until_finish()
     return plan
 
 
@@ -107,14 +126,14 @@ def make_plan(
     )
     if snapshot is not None:
         _require_same_specification(snapshot, specification, output)
-    published, ledger = set(published_keys(output, snapshot)) if snapshot else set(), read_ledger(output)
+    published, reasons = set(published_keys(output, snapshot)) if snapshot else set(), read_reasons(output)
     unpublished = [clip for clip in listing.clips if clip.key not in published]
     generation = 1 + (int(snapshot.name) if snapshot else 0)
     job = Job(output, tuple(sources), specification, class_list, generation, snapshot.name if snapshot else None)
-    withdrawn = {key for key, entry in ledger.items() if entry["reason"] == WITHDRAWN}
-    open_clips = [clip for clip in unpublished if clip.key not in withdrawn]
+    open_clips = [clip for clip in unpublished if reasons.get(clip.key) != WITHDRAWN]
     # A finished clip whose run was killed before its ledger said so is due whatever that says.
-    clips = [clip for clip in open_clips if is_due(ledger.get(clip.key), retry) or job.finished.has(clip.key)]
+    finished = job.finished.keys()
+    clips = [clip for clip in open_clips if is_due(reasons.get(clip.key), retry) or clip.key in finished]
     return Plan(listing, clips, job, not_due=len(open_clips) - len(clips), withdrawn=len(unpublished) - len(open_clips))
 
 

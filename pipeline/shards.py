@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from manifests.clip import Clip
-from manifests.files import complete_file, sha256_of, write_file
+from manifests.files import complete_file, name_file, names_in, partial_file, sha256_of, write_file
 from manifests.index import INDEX_SUFFIX, Shard, index_tar, read_metadata, write_records
 from manifests.sample import CLASS, FLOW, METADATA, RGB, FormatError, Specification
 
-# Shards and their indexes, with their final names or on the way there.
-SHARD_NAME = re.compile(r"g\d{4,}-\d{6}(-[0-9a-f]{12})?(\.tar|\.index\.npy)")
+SHARD_NAME = re.compile(r"g\d{4,}-\d{6}-[0-9a-f]{12}(\.tar|\.index\.npy)")  # and indexes
 MEMBER_ORDER = (RGB, FLOW, METADATA, CLASS)
 
 
@@ -59,21 +58,23 @@ class FinishedClips:
         """Forget a clip that waits for its flow."""
         self._path(key, False).unlink(missing_ok=True)
 
-    def has(self, key: str) -> bool:
-        """Whether a complete clip of that key is kept."""
-        return self._path(key, True).exists()
+    def keys(self) -> set[str]:
+        """Keys of the complete clips that are kept."""
+        names = (name.split(".", 1) for name in names_in(self.folder))
+        return {key for key, *ending in names if ending == ["tar"]}
 
     def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
         """The members of a kept clip; None where there is none that is whole and of the clip's label and split."""
         path = self._path(clip.key, complete)
-        if not path.exists():
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
             return None
         try:
-            with path.open("rb") as file:
-                (record,) = index_tar(file, path.name)  # checks the members against their checksums
-            members = self.members(clip.key, complete=complete)
+            (record,) = index_tar(io.BytesIO(content), path.name)  # checks the members against their checksums
+            members = _members(content, path)
         except (FormatError, ValueError):
-            path.unlink()  # kept only to save work: what is damaged is made again
+            path.unlink(missing_ok=True)  # kept only to save work: what is damaged is made again
             return None
         metadata = read_metadata(members[METADATA], str(path))
         same = (metadata["label"], metadata["split"]) == (clip.label, clip.split)
@@ -82,20 +83,24 @@ class FinishedClips:
     def members(self, key: str, *, complete: bool = True) -> dict[str, bytes]:
         """The members of a kept clip."""
         path = self._path(key, complete)
-        found = {}
-        try:
-            with tarfile.open(path, mode="r:") as tar:
-                for entry in tar:
-                    content = tar.extractfile(entry)
-                    found[entry.name.partition(".")[2]] = content.read() if content else b""
-        except tarfile.TarError as error:
-            raise FormatError(f"{path}: not a finished clip; remove it and run again: {error}") from error
-        if RGB not in found or METADATA not in found:
-            raise FormatError(f"{path}: not a finished clip; remove it and run again")
-        return found
+        return _members(path.read_bytes(), path)
 
     def _path(self, key: str, complete: bool) -> Path:
         return self.folder / (f"{key}.tar" if complete else f"{key}.rgb.tar")
+
+
+def _members(content: bytes, path: Path) -> dict[str, bytes]:
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            for entry in tar:
+                member = tar.extractfile(entry)
+                found[entry.name.partition(".")[2]] = member.read() if member else b""
+    except tarfile.TarError as error:
+        raise FormatError(f"{path}: not a finished clip; remove it and run again: {error}") from error
+    if RGB not in found or METADATA not in found:
+        raise FormatError(f"{path}: not a finished clip; remove it and run again")
+    return found
 
 
 class Group(NamedTuple):
@@ -150,20 +155,18 @@ def write_shard(planned: PlannedShard, members: Callable[[str], Mapping[str, byt
 
     The bytes are read back and indexed before the shard gets its name, so what is published was seen to be whole.
     """
-    folder = output / "shards" / planned.group.name
-    unnamed = folder / f"g{planned.generation:04d}-{planned.number:06d}.tar"
-    with complete_file(unnamed) as file:
+    unnamed = output / "shards" / planned.group.name / f"g{planned.generation:04d}-{planned.number:06d}"
+    with partial_file(unnamed) as file:
         with _open_for_writing(file) as tar:
             for key in planned.keys:
                 write_sample(tar, key, members(key))
         size = file.tell()
-    with unnamed.open("rb") as file:
         records = index_tar(file, unnamed.name)
-    sha256 = sha256_of(unnamed)
-    path = unnamed.with_name(f"{unnamed.stem}-{sha256[:12]}.tar")
-    index = write_records(records)
-    write_file(path.with_name(path.stem + INDEX_SUFFIX), index)
-    unnamed.replace(path)
+        sha256 = sha256_of(file)
+        path = unnamed.with_name(f"{unnamed.name}-{sha256[:12]}.tar")
+        index = write_records(records)
+        write_file(path.with_name(path.stem + INDEX_SUFFIX), index)
+        name_file(file, path)
     return Shard(
         path=path.relative_to(output).as_posix(),
         group=planned.group.name,

@@ -73,12 +73,12 @@ def check_shard(folder: Path, shard: Shard, records: np.ndarray) -> Iterator[str
         yield f"{shard.path}: missing"
         return
     size = path.stat().st_size
-    if size != shard.bytes:
-        yield f"{shard.path}: {size} bytes, the snapshot says {shard.bytes}"
-    elif sha256_of(path) != shard.sha256:
-        yield f"{shard.path}: other bytes than published (checksum {shard.sha256})"
     try:
         with path.open("rb") as file:
+            if size != shard.bytes:
+                yield f"{shard.path}: {size} bytes, the snapshot says {shard.bytes}"
+            elif sha256_of(file) != shard.sha256:
+                yield f"{shard.path}: other bytes than published (checksum {shard.sha256})"
             found = index_tar(file, shard.path)
         if not np.array_equal(found, records):
             yield f"{shard.path}: its content differs from its index"

@@ -18,7 +18,16 @@ from manifests.sample import FormatError
 from pipeline import steps
 from pipeline.fetch import FolderSource
 from pipeline.generations import all_snapshots, compact, finish_interrupted, withdraw
-from pipeline.ledger import PERMANENT, REASONS, Outcome, note_failure, read_ledger, record_rejected, totals
+from pipeline.ledger import (
+    PERMANENT,
+    REASONS,
+    Outcome,
+    note_failure,
+    read_ledger,
+    record_outcomes,
+    record_rejected,
+    totals,
+)
 from pipeline.run import make_plan
 from pipeline.shards import FinishedClips
 from pipeline.stored import dataset_source
@@ -71,14 +80,15 @@ def run(folder, output, numbers, fates, retry=(), kill=None):
     worked_on = {clip.key for clip in plan.clips}
     if kill == "clips":
         return worked_on
-    planned = steps.cut_into_shards(steps.write_ledger(outcomes, plan.job), plan.job)
-    if kill == "ledger":
-        return worked_on
+    planned = steps.cut_into_shards(plan.job, outcomes)
     shards = [steps.build_shard(shard, plan.job) for shard in (planned[:1] if kill == "a shard" else planned)]
     if kill in ("a shard", "shards"):
         return worked_on
     root = (output / "index.json").read_bytes() if (output / "index.json").exists() else None
-    steps.publish(shards, plan.job)
+    if kill == "ledger":
+        record_outcomes(output, outcomes)
+        return worked_on
+    steps.finish(plan.job, outcomes, shards)
     if kill == "snapshot" and shards:
         (output / "index.json").unlink() if root is None else (output / "index.json").write_bytes(root)
     return worked_on
