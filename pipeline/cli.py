@@ -1,6 +1,5 @@
 """The command `kinetics-prep`: parses, calls one function, and turns its errors into messages."""
 
-import argparse
 import json
 import logging
 import os
@@ -11,7 +10,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import click
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from flow import VARIANTS
 from manifests.clip import printable
@@ -19,14 +17,14 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
-from pipeline import turns
 from pipeline.fetch import parse_source
 from pipeline.generations import compact, withdraw
 from pipeline.lease import run_lease
 from pipeline.ledger import LEDGER, RETRYABLE, read_entries, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
-from pipeline.run import DATAFLOW, SpecificationChanged, run
+from pipeline.run import SpecificationChanged, run
+from pipeline.runners import beam_options, flow_hints
 from pipeline.storage import open_output, open_path
 from pipeline.verify import verify
 from pipeline.video import VideoError, flow_coding
@@ -52,10 +50,6 @@ class Location(click.ParamType):
 
 
 DATASET = Location(open_output, exists=True)
-# The machine of Dataflow's flow step: one GPU, and cores and memory to decode and encode for it.
-FLOW_MACHINE = {"min_ram": "24GB", "cpu_count": "8"}
-# Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
-IN_PROCESS = "FnApiRunner"
 
 FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
 DECODE_ALL = -1  # what `--decode` without a number stands for
@@ -160,7 +154,10 @@ def run_command(
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
     # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
     further = list(takewhile(lambda word: not word.startswith("-"), others))
-    options = _beam_options(others[len(further) :], workers or os.cpu_count() or 1)
+    try:
+        options = beam_options(others[len(further) :], workers or os.cpu_count() or 1)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     try:
         plan = run(
             [*manifests, *map(open_path, further)],
@@ -171,7 +168,7 @@ def run_command(
             classes=classes,
             retry=RETRYABLE if "all" in retry else retry,
             max_failures=max_failures,
-            flow_hints=_flow_hints(options, flow, accelerator),
+            flow_hints=flow_hints(options, flow, accelerator),
             options=options,
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
@@ -194,10 +191,10 @@ def run_command(
     given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
-        f"{given_up}{len(plan.clips)} clips {'to work on' if plan.submitted else 'worked on'}"
+        f"{given_up}{len(plan.clips)} clips {'submitted' if plan.submitted else 'worked on'}"
     )
     if plan.submitted:
-        click.echo(f"Submitted as {plan.submitted.job_id()}; it goes on by itself. See kinetics-prep status {output}")
+        click.echo(f"The job goes on by itself. What becomes of it: kinetics-prep status {output}")
         return
     worked_on, failed = {clip.key for clip in plan.clips}, 0
     for entry in read_entries(output):
@@ -340,29 +337,3 @@ def _print_totals(dataset: Path) -> None:
     click.echo(f"failed  {sum(counts['failed'].values()):>8}")
     for reason, number in counts["failed"].items():
         click.echo(f"  {reason:<16}{number:>6}")
-
-
-def _flow_hints(options: PipelineOptions, flow: str, accelerator: str) -> dict[str, str]:
-    """What Beam is told of the machines for flow. The other steps get none: a GPU would only wait for them."""
-    if flow == "none" or accelerator == "none" or options.get_all_options()["runner"] != DATAFLOW:
-        return {}
-    return {"accelerator": accelerator, **FLOW_MACHINE}
-
-
-def _beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
-    """Beam's options; refuses what Beam does not know, which it would drop with one line in its log."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    try:
-        known, unknown = parser.parse_known_args(list(arguments))
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise click.UsageError(f"Beam options {' '.join(arguments)}: {error}") from error
-    if unknown:
-        raise click.UsageError(f"no such option: {' '.join(unknown)} (neither of kinetics-prep nor of Apache Beam)")
-    own = []
-    if known.runner is None:
-        threads = workers * turns.THREADS_PER_WORKER
-        own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={threads}"]
-        turns.limit(workers)
-    return PipelineOptions([*own, *arguments])

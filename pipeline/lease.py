@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,25 +33,31 @@ class LeaseLost(RuntimeError):
     """Another run has taken over the output: this one was silent for too long."""
 
 
-@contextmanager
-def run_lease(output: Path) -> Iterator[str | None]:
-    """Hold the lease on an output while the block runs.
+@dataclass
+class Held:
+    """A lease that is held. `handed_over`: by a job elsewhere, from now on, which will end it."""
 
-    Yields:
-        Who holds it, for `renew` and `release` in other processes; None for a folder, whose lock needs neither.
+    holder: str | None = None  # for `renew` and `release` in other processes; a folder's lock needs neither
+    handed_over: bool = False
+
+
+@contextmanager
+def run_lease(output: Path) -> Iterator[Held]:
+    """Hold the lease on an output while the block runs, or until the job ends that it is handed over to.
 
     Raises:
         LeaseHeld: another run holds it; the message names it.
     """
     if not in_bucket(output):
         with lease(output):
-            yield None
+            yield Held()
         return
-    holder = take(output)
+    held = Held(take(output))
     try:
-        yield holder
+        yield held
     finally:
-        release(output, holder)
+        if not held.handed_over:
+            release(output, held.holder)
 
 
 def take(output: Path) -> str:

@@ -1,10 +1,8 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -21,12 +19,12 @@ from pipeline.lease import run_lease
 from pipeline.ledger import WITHDRAWN, is_due, read_reasons, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
+from pipeline.runners import DATAFLOW
 from pipeline.steps import Job, write_plan
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
 SHORT_SIDES = range(32, 1081, 2)
-DATAFLOW = "DataflowRunner"
 
 
 class SpecificationChanged(ValueError):
@@ -42,7 +40,7 @@ class Plan:
     job: Job
     not_due: int  # clips that failed for good and that nobody asked to try again
     withdrawn: int  # clips that were taken down
-    submitted: Any = None  # the job that goes on elsewhere when `run` is through; None where it has ended
+    submitted: bool = False  # the job goes on elsewhere
 
 
 def run(
@@ -77,21 +75,20 @@ def run(
         raise ValueError(f"{DATAFLOW} wants an output in a bucket, gs://…, which its machines reach, not {output}")
     if classes is not None:
         read_classes(classes)  # before anything is made
-    with ExitStack() as stack:
-        holder = stack.enter_context(run_lease(output))
+    with run_lease(output) as held:
         finish_interrupted(output)
         forget_refusals()
         plan = make_plan(manifests, sources, output, flow=flow, short_side=short_side, classes=classes, retry=retry)
         record_rejected(output, plan.listing)
         if not plan.clips:
             return plan
-        job = replace(plan.job, lease=holder, max_failures=max_failures if remote else None)
+        job = replace(plan.job, lease=held.holder, max_failures=max_failures if remote else None)
         pipeline = beam.Pipeline(options=options)
         prepare(pipeline, write_plan(plan.clips, job), job, flow_hints or {})
         if remote:
-            submitted = pipeline.run()
-            stack.pop_all()  # the job holds the lease from now on, and needs nobody here
-            return replace(plan, submitted=submitted)
+            pipeline.run()
+            held.handed_over = True
+            return replace(plan, submitted=True)
         with shown_progress(len(plan.clips)):
             pipeline.run().wait_until_finish()
     return plan

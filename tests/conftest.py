@@ -1,6 +1,7 @@
 """What several tests need: the folder of real clips and weights, small videos, a server on loopback."""
 
 import os
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from google.cloud import storage
+
+from tests.emulator import google_storage
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,18 @@ def make_video() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _google_storage() -> Iterator[storage.Client]:
+    with google_storage() as client:
+        yield client
+
+
+@pytest.fixture
+def bucket(_google_storage: storage.Client) -> storage.Bucket:
+    """An empty bucket of a Google Storage on loopback; `gs://{bucket.name}/…` are its objects."""
+    return _google_storage.create_bucket(f"bucket-{secrets.token_hex(4)}")
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

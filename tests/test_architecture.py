@@ -57,4 +57,4 @@ def test_what_stays_outside(module, unwanted):
 
 def test_the_whole_beam_pipeline_stands_in_one_file():
     users = {file.name for file in ROOT.glob("pipeline/*.py") if any("apache_beam" in n for n in imported(file))}
-    assert users == {"prep.py", "run.py", "cli.py"}
+    assert users == {"prep.py", "run.py", "runners.py"}

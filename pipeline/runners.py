@@ -1,0 +1,74 @@
+"""What Apache Beam is told: the options of its runners, and the machines that the steps want."""
+
+import argparse
+
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, WorkerOptions
+
+from pipeline import turns
+
+# Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
+IN_PROCESS = "FnApiRunner"
+DATAFLOW = "DataflowRunner"
+DATAFLOW_DEFAULTS = (
+    # One process a machine, so that one holds its GPU and many threads feed it; the work is done without the
+    # interpreter's lock or in children.
+    "--experiments=no_use_multiple_sdk_containers",
+    "--no_save_main_session",  # every step is a function of an installed module
+    "--sdk_location=container",
+)
+# The machine of Dataflow's flow step: one GPU, and cores and memory to decode and encode for it.
+FLOW_MACHINE = {"min_ram": "24GB", "cpu_count": "8"}
+
+
+def beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
+    """Beam's options of a command line, with what it does not say.
+
+    Args:
+        arguments: the words for Beam.
+        workers: clips worked on at a time by the in-process runner, the default; others have options of their own.
+
+    Raises:
+        ValueError: an option that Beam does not know, which it would drop with one line in its log; or on Dataflow one
+            that is missing.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    try:
+        known, unknown = parser.parse_known_args(list(arguments))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise ValueError(f"Beam options {' '.join(arguments)}: {error}") from error
+    if unknown:
+        raise ValueError(f"no such option: {' '.join(unknown)} (neither of kinetics-prep nor of Apache Beam)")
+    if known.runner is None:
+        threads = workers * turns.THREADS_PER_WORKER
+        own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={threads}"]
+        turns.limit(workers)
+        return PipelineOptions([*own, *arguments])
+    if known.runner != DATAFLOW:
+        return PipelineOptions(list(arguments))
+    options = PipelineOptions([*DATAFLOW_DEFAULTS, *arguments])
+    _require_for_dataflow(options)
+    return options
+
+
+def _require_for_dataflow(options: PipelineOptions) -> None:
+    cloud = options.view_as(GoogleCloudOptions)
+    wanted = {
+        "--project": cloud.project,
+        "--region": cloud.region,
+        "--temp_location=gs://…": cloud.temp_location,
+        "--sdk_container_image, an image with this program and FFmpeg in it (docker/README.md)": options.view_as(
+            WorkerOptions
+        ).sdk_container_image,
+    }
+    for name, value in wanted.items():
+        if not value:
+            raise ValueError(f"{DATAFLOW} wants {name}")
+
+
+def flow_hints(options: PipelineOptions, flow: str, accelerator: str) -> dict[str, str]:
+    """Beam's resource hints for the step that computes flow. The other steps get none: a GPU would wait for them."""
+    if flow == "none" or accelerator == "none" or options.get_all_options()["runner"] != DATAFLOW:
+        return {}
+    return {"accelerator": accelerator, **FLOW_MACHINE}
