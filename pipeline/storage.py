@@ -12,9 +12,6 @@ from urllib.parse import urlsplit
 from upath import UPath
 
 BUCKETS = ("gs", "s3")
-# gcsfs would ask for each bucket's type by another protocol, which emulators and some firewalls do not speak, to use
-# what only special buckets have.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def open_path(text: str) -> Path:
