@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from manifests.clip import Clip
 from manifests.lists import VIDEO_SUFFIXES
+from pipeline import archives
+from pipeline.archives import ArchiveSource, archive_source
 from pipeline.ledger import LATER, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.stored import PREFIX, DatasetSource, StoredSample, dataset_source, read_stored
@@ -71,7 +73,15 @@ class UrlSource:
     files: bool = True
 
 
-Source = FolderSource | UrlSource | DatasetSource
+@dataclass(frozen=True)
+class CutClip:
+    """A file that is the clip already, and not the video that it was cut from."""
+
+    file: Path
+
+
+Source = FolderSource | UrlSource | DatasetSource | ArchiveSource
+Video = Path | StoredSample | CutClip
 
 # Of the process, since Beam hands every step a pickled copy of the source: clips in a row that it refused. A count that
 # two threads change at once may be off by one, which does not matter here.
@@ -84,13 +94,16 @@ def forget_refusals() -> None:
 
 
 def parse_source(text: str) -> Source:
-    """Read `--source`: `youtube`, a URL template with `{youtube_id}`, `dataset:DIR`, or a folder.
+    """Read `--source`: `youtube`, a URL template with `{youtube_id}`, `dataset:DIR`, `tar:WHERE`, or a folder.
 
     Raises:
         ValueError: none of these; a dataset that is none.
+        OSError: a folder of archives, or a list of them, that cannot be read.
     """
     if text.startswith(PREFIX):
         return dataset_source(text)
+    if text.startswith(archives.PREFIX):
+        return archive_source(text)
     if text == "youtube":
         return UrlSource(YOUTUBE, files=False)
     if "://" in text:
@@ -102,13 +115,19 @@ def parse_source(text: str) -> Source:
     folder = Path(text)
     if not folder.is_dir():
         raise ValueError(
-            f"source {text!r} is neither 'youtube', nor a URL with {PLACEHOLDER}, nor dataset:DIR, "
+            f"source {text!r} is neither 'youtube', nor a URL with {PLACEHOLDER}, nor dataset:DIR, nor tar:WHERE, "
             "nor a folder that exists"
         )
     return FolderSource(str(folder.resolve()))
 
 
-def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int) -> Path | StoredSample:
+def fetch(
+    clip: Clip,
+    sources: Sequence[Source],
+    scratch: Path,
+    short_side: int,
+    earlier: Sequence[VideoError] = (),
+) -> Video:
     """Bring the video of a clip onto this machine, from the first source that has it.
 
     Args:
@@ -116,15 +135,16 @@ def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int)
         sources: where videos come from; each is asked for what those before it lack.
         scratch: an empty folder for what is downloaded.
         short_side: the stored short side in pixels, for picking the smallest stream that is large enough.
+        earlier: what went wrong with other sources, before these.
 
     Returns:
-        The video's file, in `scratch` or where it lies; or a dataset's sample.
+        The video's file, in `scratch` or where it lies; a dataset's sample; or a file that is cut already.
 
     Raises:
         VideoError: what went wrong, by a reason of the ledger. Of several sources' reasons it is the first that a later
             run tries again, else the last; the message holds them all.
     """
-    errors: list[VideoError] = []
+    errors = list(earlier)
     for number, source in enumerate(sources):
         folder = scratch / str(number)
         folder.mkdir()
@@ -139,13 +159,14 @@ def fetch(clip: Clip, sources: Sequence[Source], scratch: Path, short_side: int)
     raise VideoError((hopeful or errors[-1:])[0].reason, told)
 
 
-def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Path | StoredSample:
+def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Video:
     if isinstance(source, DatasetSource):
         return read_stored(source, clip)
     if clip.origin == "file" and not clip.folder:
         raise VideoError("missing", "a file of one's own that a dataset lists: where it lies is not known")
     if clip.origin == "file":
         return _existing(Path(clip.folder), [clip.video])
+    assert not isinstance(source, ArchiveSource)  # they are read before any clip is asked for
     if isinstance(source, FolderSource):
         suffixes = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
         return _existing(Path(source.folder), [clip.video + suffix for suffix in suffixes])

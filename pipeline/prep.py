@@ -15,6 +15,7 @@ runner with threads (`docs/spike.md` has the runs):
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.pvalue import AsIter
@@ -23,21 +24,32 @@ from pipeline import steps
 from pipeline.steps import Job
 
 
-def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping[str, str]) -> None:
+def prepare(root: beam.Pipeline, parts: list[Path], job: Job, flow_hints: Mapping[str, str]) -> None:
     """From the plan's parts to a published snapshot: clips are fetched, encoded, given flow; good ones become shards.
+
+    Archives of clips come first, one after the other; what they lack is fetched clip by clip.
 
     Args:
         root: the pipeline to fill.
-        parts: names of the parts of the plan that `steps.write_plan` has written.
+        parts: those of the plan that `steps.write_plan` has written.
         job: what is to be done with each clip.
         flow_hints: Beam's resource hints for the step that computes flow; the others run on any machine.
     """
+    archives: tuple[AsIter, ...] = ()
+    for wave, named in enumerate(job.archives, start=1):
+        problems = (
+            root
+            | f"Name archives {wave}" >> beam.Create(named)
+            | f"Spread archives {wave}" >> beam.Reshuffle()
+            | f"Take clips from archives {wave}" >> beam.FlatMap(steps.take_from_archive, job, *archives)
+        )
+        archives = (*archives, AsIter(problems))  # what is told of a wave comes when it is through
     outcomes = (
         root
         | "Name the plan's parts" >> beam.Create(parts)
-        | "Read the plan" >> beam.FlatMap(steps.read_part, job)
+        | "Read the plan" >> beam.FlatMap(steps.read_part)
         | "Spread clips" >> beam.Reshuffle()
-        | "Fetch and encode" >> beam.Map(steps.fetch_and_encode, job)
+        | "Fetch and encode" >> beam.Map(steps.fetch_and_encode, job, *archives)
         | "Compute flow" >> beam.Map(steps.compute_flow, job).with_resource_hints(**flow_hints)
     )
     shards = (

@@ -1,5 +1,6 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
+import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from manifests.files import in_bucket
 from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
+from pipeline.archives import ArchiveSource, to_read
 from pipeline.fetch import FolderSource, Source, forget_refusals
 from pipeline.generations import finish_interrupted
 from pipeline.lease import run_lease
@@ -82,7 +84,8 @@ def run(
         record_rejected(output, plan.listing)
         if not plan.clips:
             return plan
-        job = replace(plan.job, lease=held.holder, max_failures=max_failures if remote else None)
+        judged = max_failures if remote else None  # else by whoever waits
+        job = replace(plan.job, run=secrets.token_hex(8), lease=held.holder, max_failures=judged)
         pipeline = beam.Pipeline(options=options)
         prepare(pipeline, write_plan(plan.clips, job), job, flow_hints or {})
         if remote:
@@ -126,11 +129,15 @@ def make_plan(
     published, reasons = set(published_keys(output, snapshot)) if snapshot else set(), read_reasons(output)
     unpublished = [clip for clip in listing.clips if clip.key not in published]
     generation = 1 + (int(snapshot.name) if snapshot else 0)
-    job = Job(output, tuple(sources), specification, class_list, generation, snapshot.name if snapshot else None)
+    asked = tuple(source for source in sources if not isinstance(source, ArchiveSource))
+    job = Job(output, asked, specification, class_list, generation, snapshot.name if snapshot else None)
     open_clips = [clip for clip in unpublished if reasons.get(clip.key) != WITHDRAWN]
     # A finished clip whose run was killed before its ledger said so is due whatever that says.
     finished = job.finished.keys()
     clips = [clip for clip in open_clips if is_due(reasons.get(clip.key), retry) or clip.key in finished]
+    due = {clip.key for clip in clips}
+    archives = [to_read(output, source, due) for source in sources if isinstance(source, ArchiveSource)]
+    job = replace(job, archives=tuple(wave for waves in archives for wave in waves))
     return Plan(listing, clips, job, not_due=len(open_clips) - len(clips), withdrawn=len(unpublished) - len(open_clips))
 
 

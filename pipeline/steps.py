@@ -7,13 +7,15 @@ raised and ends the run. Whatever a step has finished lies under its final name 
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,20 @@ import numba
 from flow import fastest_backend
 from manifests.classes import ClassList
 from manifests.clip import Clip
-from manifests.files import canonical_json, in_bucket, remove_folder, write_file
+from manifests.files import canonical_json, in_bucket, names_in, remove_folder, write_file
 from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
 from pipeline import generations, lease, progress, turns
-from pipeline.fetch import Source, fetch
+from pipeline.archives import ArchiveError, note_contents, read_archive
+from pipeline.fetch import CutClip, Source, Video, fetch
 from pipeline.generations import SCRATCH
-from pipeline.ledger import Outcome, forget_failures, note_failure, record_outcomes
+from pipeline.ledger import Outcome, forget_failures, note_failure, noted_failure, record_outcomes
 from pipeline.process import run_child
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
-from pipeline.stored import StoredSample
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
 CLIPS_IN_A_PART = 1000
+CLIPS_OF_AN_ARCHIVE = os.cpu_count() or 1  # that are encoded while it is read on
 
 
 class TooManyFailures(RuntimeError):
@@ -56,6 +59,8 @@ class Job:
     classes: ClassList
     generation: int
     parent: str | None
+    archives: tuple[tuple[str, ...], ...] = ()  # to read before any other source is asked, wave after wave
+    run: str = ""  # tells runs apart that work on the same output; nothing that is stored depends on it
     lease: str | None = None  # who holds the output, where that is a bucket
     max_failures: int | None = None  # with more, a run that nobody waits for ends as failed, once it has published
 
@@ -75,45 +80,139 @@ class Job:
         return self.output / SCRATCH / "plan"
 
 
-def write_plan(clips: list[Clip], job: Job) -> list[str]:
-    """Write down what is to be done, in parts, and give the parts' names.
+def write_plan(clips: list[Clip], job: Job) -> list[Path]:
+    """Write down what is to be done, in parts, and give the parts.
 
     A list of clips inside the job would be too much for what runs it: Dataflow takes 10 MB, a few ten thousand clips.
     """
     parts = []
     for number, start in enumerate(range(0, len(clips), CLIPS_IN_A_PART)):
-        parts.append(f"{number:06d}.jsonl")
+        parts.append(job.plan / f"{number:06d}.jsonl")
         part = (json.dumps(asdict(clip)) + "\n" for clip in clips[start : start + CLIPS_IN_A_PART])
-        write_file(job.plan / parts[-1], "".join(part).encode())
+        write_file(parts[-1], "".join(part).encode())
     return parts
 
 
-def read_part(part: str, job: Job) -> Iterator[Clip]:
+def read_part(part: Path) -> Iterator[Clip]:
     """The clips of one part of the plan."""
-    for line in (job.plan / part).read_bytes().splitlines():
+    for line in part.read_bytes().splitlines():
         yield Clip(**json.loads(line))
 
 
-def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
-    """Bring a clip's video here, cut and encode it, and keep it; a clip that is kept already is left as it is."""
-    lease.renew(job.output, job.lease)
-    kept = job.finished.read(clip, complete=True) or job.finished.read(clip, complete=False)
-    if kept:
-        return Outcome(clip, stored=_stored(kept))
-    seconds: dict[str, float] = {}
+def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
+    """Encode the clips of an archive that the plan wants, and keep them; failures are noted.
+
+    Args:
+        archive: its path or URL.
+        job: the run's.
+        earlier_waves: what this gave for the archives that come before; their clips count first.
+
+    Returns:
+        What is wrong with the archive as a whole: nothing, or one message.
+    """
+    del earlier_waves  # that they are here means that those archives are through
+    wanted = _wanted(job.plan, job.run)
+    for last in (False, False, True):
+        keys: list[str] = []
+        try:
+            with _scratch_folder(job) as folder, turns.to_fetch(), ThreadPoolExecutor(CLIPS_OF_AN_ARCHIVE) as pool:
+                pending: set[Future[Outcome]] = set()
+                open_clips = partial(_is_open, wanted, job)
+                for key, file in read_archive(archive, folder, open_clips):
+                    keys.append(key)
+                    if file is not None:
+                        pending.add(pool.submit(_keep_member, wanted[key], file, job))
+                    if len(pending) == 2 * CLIPS_OF_AN_ARCHIVE:
+                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                for future in pending:
+                    future.result()
+        except ArchiveError as error:
+            if last:
+                return [str(error)]
+            continue
+        note_contents(job.output, archive, keys)
+        break
+    return []
+
+
+@lru_cache(maxsize=1)
+def _wanted(plan: Path, run: str) -> dict[str, Clip]:
+    """All clips of a run's plan: which of them an archive has is seen only while it is read."""
+    del run  # that the plan of another run is not taken for this one's
+    return {clip.key: clip for part in names_in(plan) for clip in read_part(plan / part)}
+
+
+def _is_open(wanted: dict[str, Clip], job: Job, key: str) -> bool:
+    return key in wanted and not _kept(wanted[key], job)
+
+
+def _keep_member(clip: Clip, file: Path, job: Job) -> Outcome:
+    try:
+        with _scratch_folder(job) as folder:
+            return _encode_and_keep(clip, CutClip(file), folder, job, {})
+    finally:
+        file.unlink()
+
+
+@contextmanager
+def _scratch_folder(job: Job) -> Iterator[Path]:
     job.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
+        yield Path(folder)
+
+
+def fetch_and_encode(clip: Clip, job: Job, *archives: Any) -> Outcome:
+    """Bring a clip's video here, cut and encode it, and keep it; a clip that is kept already is left as it is.
+
+    Args:
+        clip: what is wanted.
+        job: the run's.
+        archives: what `take_from_archive` gave for the job's archives, wave by wave.
+    """
+    lease.renew(job.output, job.lease)
+    if kept := _kept(clip, job):
+        return Outcome(clip, stored=_stored(kept))
+    earlier = [_not_in_archives(clip, job, [problem for wave in archives for problem in wave])] if job.archives else []
+    seconds: dict[str, float] = {}
+    with _scratch_folder(job) as folder:
+        downloads = folder / "download"
+        downloads.mkdir()
         try:
-            downloads = Path(folder) / "download"
-            downloads.mkdir()
             with turns.to_fetch(), timed(seconds, "fetch"):
-                video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side)
-            with turns.to_compute(), timed(seconds, "encode"):
-                rgb = _encode(clip, video, Path(folder), job)
+                video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side, earlier)
         except VideoError as error:
-            outcome = Outcome(clip, error.reason, error.message, seconds, versions=versions())
-            note_failure(job.output, outcome)
-            return outcome
+            return _failed(clip, error, job, seconds)
+        return _encode_and_keep(clip, video, folder, job, seconds)
+
+
+def _not_in_archives(clip: Clip, job: Job, problems: list[str]) -> VideoError:
+    """Why a clip was not found in archives, or not found well."""
+    if noted := noted_failure(job.output, clip):
+        return VideoError(*noted)
+    if problems:
+        return VideoError("fetch-failed", "in no archive that could be read; not read were: " + "; ".join(problems))
+    return VideoError("missing", "in none of the archives")
+
+
+def _kept(clip: Clip, job: Job) -> dict[str, bytes] | None:
+    return job.finished.read(clip, complete=True) or job.finished.read(clip, complete=False)
+
+
+def _failed(clip: Clip, error: VideoError, job: Job, seconds: dict[str, float]) -> Outcome:
+    outcome = Outcome(clip, error.reason, error.message, seconds, versions=versions())
+    note_failure(job.output, outcome)
+    return outcome
+
+
+def _encode_and_keep(clip: Clip, video: Video, folder: Path, job: Job, seconds: dict[str, float]) -> Outcome:
+    lease.renew(job.output, job.lease)
+    try:
+        with turns.to_compute(), timed(seconds, "encode"):
+            rgb = _encode(clip, video, folder, job)
+    except VideoError as error:
+        return _failed(clip, error, job, seconds)
     members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
     if clip.label is not None:
         members[CLASS] = str(job.classes.index[clip.label]).encode()
@@ -121,11 +220,14 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
     return Outcome(clip, seconds=seconds, stored=_stored(members), versions=versions())
 
 
-def _encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> StoredRgb:
+def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
     """A clip's RGB as the specification wants it; from a dataset's sample as it is, where that was stored so."""
     coding = job.specification.rgb
     if isinstance(video, Path):
         return encode_rgb(video, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
+    if isinstance(video, CutClip):
+        seconds = None if clip.end_seconds is None else clip.end_seconds - clip.start_seconds
+        return encode_rgb(video.file, folder / RGB, coding, 0.0, seconds)
     if video.coding == coding:
         return video.as_it_is()
     stored = folder / "stored.mp4"
@@ -145,7 +247,7 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
     coding = job.specification.flow
     if outcome.reason is not None or coding is None or outcome.stored["flow_bytes"]:
         return outcome
-    members = job.finished.read(outcome.clip, complete=True) or job.finished.read(outcome.clip, complete=False)
+    members = _kept(outcome.clip, job)
     if members is None:
         raise RuntimeError(f"{outcome.clip.key}: the encoded clip has gone from {job.finished.folder}")
     if FLOW in members:  # a bundle that is done again
@@ -156,9 +258,7 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
             members = add_flow(members, coding)
     except VideoError as error:  # of a dataset's sample, which others have encoded
         job.finished.discard(outcome.clip.key)
-        outcome = Outcome(outcome.clip, error.reason, error.message, seconds, versions=versions())
-        note_failure(job.output, outcome)
-        return outcome
+        return _failed(outcome.clip, error, job, seconds)
     job.finished.write(outcome.clip, members, complete=True)
     return replace(outcome, seconds=seconds, stored=_stored(members), versions=versions())
 

@@ -30,6 +30,17 @@ def open_path(text: str) -> Path:
     return cast(Path, UPath(text.rstrip("/"), **_options(parts.scheme)))
 
 
+def open_download(text: str) -> Path:
+    """What is only read: a path, or a URL of http://, https://, gs://, s3://.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    if text.startswith(("http://", "https://")):
+        return cast(Path, UPath(text))
+    return open_path(text)
+
+
 def open_output(text: str) -> Path:
     """A dataset's folder on this machine or in a bucket of Google Storage.
 

@@ -1,0 +1,176 @@
+"""Archives of clips as CVDF has them: odd names, replacements, damage; read only where they are needed."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.archives import ArchiveError, archive_source, read_archive
+from pipeline.cli import main
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+A, B, C, D = (f"{letter * 11}_000010_000012" for letter in "ABCD")
+RUN = ("--short-side", 32, "--flow", "none", "--workers", 2)
+
+
+def prep(*arguments, status=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.output
+
+
+def pack(path, members, mode="w:gz"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def ledger(output):
+    lines = (output / "ledger" / "outcomes.jsonl").read_text().splitlines()
+    return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def shards(output):
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.glob("shards/*/*")}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, make_video):
+    """The bytes of a cut clip, by its picture size."""
+    folder = tmp_path_factory.mktemp("clips")
+    return lambda size: make_video(folder / f"{size}.mp4", size=size, seconds=2).read_bytes()
+
+
+@pytest.fixture
+def listed(tmp_path):
+    (tmp_path / "val.csv").write_text(HEADER + "".join(f"yoga,{key[:11]},10,12,val\n" for key in (A, B, C, D)))
+    return tmp_path / "val.csv"
+
+
+def test_clips_of_archives(tmp_path, listed, clip, serve, make_video):
+    """K400's parts, K600's odd names and macOS's `._` files, K700's paths; what they lack comes from elsewhere."""
+    mirror = tmp_path / "mirror"
+    pack(mirror / "k400" / "part_0.tar.gz", {f"./{A}.mp4": clip("64x48"), f"./._{A}.mp4": b"AppleDouble"})
+    odd = {f"doing (odd) things/{B}.mp4": clip("96x48"), "doing (odd) things/notes.txt": b"x", f"{D}.mp4": b""}
+    pack(mirror / "k600" / "doing (odd) things.tar", odd, "w")
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "CCCCCCCCCCC.mp4", seconds=14)
+    (mirror / "paths.txt").write_text("k400/part_0.tar.gz\n\nk600/doing (odd) things.tar\n")
+    (tmp_path / "site").symlink_to(mirror)
+    for name, source in (
+        ("folder", f"tar:{mirror}"),
+        ("list", f"tar:{mirror}/paths.txt"),
+        ("net", f"tar:{serve(mirror)}/paths.txt"),
+    ):
+        output = tmp_path / name
+        prep("run", "--manifest", listed, "--source", source, "--source", tmp_path / "videos", "--output", output, *RUN)
+        entries = ledger(output)
+        assert {key: entry["reason"] for key, entry in entries.items()} == {A: None, B: None, C: None, D: "missing"}
+        assert "empty-file: " in entries[D]["message"]
+        assert entries[A]["stored"]["frames"] == 50
+    assert shards(tmp_path / "folder") == shards(tmp_path / "list") == shards(tmp_path / "net")
+
+
+def test_a_replacement_archive_overrides(tmp_path, listed, clip):
+    pack(tmp_path / "tars" / "a_part.tar.gz", {f"{A}.mp4": clip("64x48"), f"{B}.mp4": clip("64x48")})
+    replaced = {f"{A}.mp4": clip("128x48"), f"{B}.mp4": b"broken"}
+    pack(tmp_path / "tars" / "replacement_for_corrupted.tgz", replaced)
+    output = tmp_path / "out"
+    prep("run", "--manifest", listed, "--source", f"tar:{tmp_path / 'tars'}", "--output", output, *RUN)
+    (shard,) = output.glob("shards/val/*.tar")
+    with tarfile.open(shard) as tar:
+        width = {key: json.load(tar.extractfile(f"{key}.json"))["source"]["width"] for key in (A, B)}
+    assert width == {A: 128, B: 64}
+
+
+def test_an_archive_is_read_again_only_for_a_clip_that_it_holds(tmp_path, listed, clip, serve):
+    site = tmp_path / "site"
+    pack(site / "one.tar.gz", {f"{A}.mp4": clip("64x48")})
+    pack(site / "two.tar.gz", {f"{B}.mp4": clip("64x48"), f"{C}.mp4": b"broken"})
+    (site / "paths.txt").write_text("one.tar.gz\ntwo.tar.gz\n")
+    run = ("run", "--manifest", listed, "--source", f"tar:{site}/paths.txt", "--output", tmp_path / "out", *RUN)
+    prep(*run)
+    assert ledger(tmp_path / "out")[C]["reason"] == "not-a-video"
+    (site / "one.tar.gz").write_bytes(bytes((site / "one.tar.gz").stat().st_size))  # would be damaged if it were read
+    prep(*run)
+    entries = ledger(tmp_path / "out")
+    assert (entries[D]["reason"], entries[D]["attempts"]) == ("missing", 2)
+    pack(site / "two.tar.gz", {f"{B}.mp4": clip("64x48"), f"{C}.mp4": clip("64x48"), f"{D}.mp4": clip("96x48")})
+    prep(*run)  # it has another size now
+    assert {key: entry["reason"] for key, entry in ledger(tmp_path / "out").items()} == {
+        **{A: None, B: None, D: None},
+        C: "not-a-video",
+    }
+    prep(*run, "--retry", "not-a-video")
+    assert {entry["reason"] for entry in ledger(tmp_path / "out").values()} == {None}
+
+
+def test_a_damaged_archive_is_named_and_what_it_gave_is_kept(tmp_path, listed, clip):
+    whole = pack(tmp_path / "tars" / "part.tar.gz", {f"{A}.mp4": clip("64x48"), f"{B}.mp4": clip("640x480")})
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) - 20_000])
+    run = ("run", "--manifest", listed, "--source", f"tar:{whole.parent}", "--output", tmp_path / "out", *RUN)
+    prep(*run)
+    entries = ledger(tmp_path / "out")
+    assert {key: entry["reason"] for key, entry in entries.items()} == {
+        A: None,
+        **dict.fromkeys((B, C, D), "fetch-failed"),
+    }
+    assert "part.tar.gz: " in entries[B]["message"]
+    whole.write_bytes(content)
+    prep(*run)
+    assert [key for key, entry in ledger(tmp_path / "out").items() if entry["reason"]] == [C, D]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_every_cut_of_an_archive_is_noticed(tmp_path, mode):
+    members = {f"{A}.mp4": b"a" * 1000, f"{B}.mp4": b"b" * 1000}
+    whole = pack(tmp_path / "a.tar", members, mode).read_bytes()
+    found = list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: key == B))
+    assert found == [(A, None), (B, tmp_path / f"{B}.mp4")]
+    assert (tmp_path / f"{B}.mp4").read_bytes() == b"b" * 1000
+    # A plain tar is filled up with zeros, of which the first block is the mark of its end: header, file, header, file.
+    end = 512 + 1024 + 512 + 1024 + 512 if mode == "w" else len(whole)
+    for length in (0, 100, end // 3, end // 2, end - 512, end - 1):
+        (tmp_path / "a.tar").write_bytes(whole[:length])
+        with pytest.raises(ArchiveError, match=r"a\.tar"):
+            list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+
+
+def test_nothing_is_written_outside(tmp_path):
+    names = ["../up_000000_000001.mp4", f"/tmp/{A}.mp4", "AAAAAAAAAAA;rm_000000_000001.mp4", f"{B}.sh", f"{C}.mp4/"]
+    path = pack(tmp_path / "a.tar", dict.fromkeys(names, b"x"), "w")
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo(f"{D}.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    before = set(tmp_path.iterdir())
+    found = dict(read_archive(str(path), folder, lambda key: True))
+    assert set(found) == {"up_000000_000001", A, C}
+    assert {file.parent for file in found.values()} == {folder}
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("tar:nowhere", "nor a folder"),
+        ("tar:ftp://host/a.tar", "neither a path nor a URL"),
+        ("tar:empty", "no archive there"),
+        ("tar:list.txt", "x.zip' is no archive"),
+    ],
+)
+def test_what_is_no_archive_is_refused(tmp_path, monkeypatch, source, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("https://host/a.tar\nhttps://host/x.zip\n")
+    with pytest.raises(ValueError, match=said):
+        archive_source(source)
