@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo      set up, then render clips, prepare them, train both streams, write a report page"
 	@echo "make test      set up and run the tests (minutes); make test-all adds the slow ones"
-	@echo "make lint      ruff, mypy, the direction of imports"
+	@echo "make lint      ruff, mypy, what lies in docker/, the direction of imports"
 	@echo "make bench     measure against named alternatives; CLIPS=\"a.mp4 b.mp4\" for the coding of flow"
 	@echo "make install   set up only: .venv with pinned versions; system packages when missing"
 
@@ -44,6 +44,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/*.sh .ci/run .ci/system-packages
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.cloudbuild docker/cloudbuild.yaml
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: install

@@ -41,14 +41,14 @@ def fastest_backend(device: str = CUDA) -> str:
         ctypes.CDLL("libcuda.so.1")  # without a driver torch, whose import takes seconds, is not needed
     except OSError:
         return "cpu"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
     rows, columns = np.mgrid[:48, :64].astype(np.float32)
     moving = [128 + 60 * np.sin(rows / 5 + i / 3) + 60 * np.cos(columns / 7 - i / 2) for i in range(3)]
     small = np.stack(moving).astype(np.uint8)
     try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return "cpu"
         if np.array_equal(tvl1(small, backend=CUDA, device=device), tvl1(small, backend="cpu")):
             return CUDA
         said = "its flow of a trial is not that of the CPU"

@@ -117,7 +117,7 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
 @click.option(
     "--accelerator",
-    default="type:nvidia-l4;count:1;install-nvidia-driver",
+    default="type:nvidia-l4;count:1;install-nvidia-driver:5xx",
     show_default=True,
     help="On Dataflow: of the machines that compute flow, and of no others; none: processors.",
 )

@@ -15,7 +15,6 @@ runner with threads (`docs/spike.md` has the runs):
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.pvalue import AsIter
@@ -24,14 +23,14 @@ from pipeline import steps
 from pipeline.steps import Job
 
 
-def prepare(root: beam.Pipeline, parts: list[Path], job: Job, flow_hints: Mapping[str, str]) -> None:
+def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping[str, str]) -> None:
     """From the plan's parts to a published snapshot: clips are fetched, encoded, given flow; good ones become shards.
 
     Archives of clips come first, one after the other; what they lack is fetched clip by clip.
 
     Args:
         root: the pipeline to fill.
-        parts: those of the plan that `steps.write_plan` has written.
+        parts: names of those of the plan that `steps.write_plan` has written.
         job: what is to be done with each clip.
         flow_hints: Beam's resource hints for the step that computes flow; the others run on any machine.
     """
@@ -47,7 +46,7 @@ def prepare(root: beam.Pipeline, parts: list[Path], job: Job, flow_hints: Mappin
     outcomes = (
         root
         | "Name the plan's parts" >> beam.Create(parts)
-        | "Read the plan" >> beam.FlatMap(steps.read_part)
+        | "Read the plan" >> beam.FlatMap(steps.read_part, job)
         | "Spread clips" >> beam.Reshuffle()
         | "Fetch and encode" >> beam.Map(steps.fetch_and_encode, job, *archives)
         | "Compute flow" >> beam.Map(steps.compute_flow, job).with_resource_hints(**flow_hints)

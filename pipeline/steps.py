@@ -80,21 +80,25 @@ class Job:
         return self.output / SCRATCH / "plan"
 
 
-def write_plan(clips: list[Clip], job: Job) -> list[Path]:
-    """Write down what is to be done, in parts, and give the parts.
+def write_plan(clips: list[Clip], job: Job) -> list[str]:
+    """Write down what is to be done, in parts, and give the parts' names.
 
     A list of clips inside the job would be too much for what runs it: Dataflow takes 10 MB, a few ten thousand clips.
     """
     parts = []
     for number, start in enumerate(range(0, len(clips), CLIPS_IN_A_PART)):
-        parts.append(job.plan / f"{number:06d}.jsonl")
+        parts.append(f"{number:06d}.jsonl")
         part = (json.dumps(asdict(clip)) + "\n" for clip in clips[start : start + CLIPS_IN_A_PART])
-        write_file(parts[-1], "".join(part).encode())
+        write_file(job.plan / parts[-1], "".join(part).encode())
     return parts
 
 
-def read_part(part: Path) -> Iterator[Clip]:
+def read_part(part: str, job: Job) -> Iterator[Clip]:
     """The clips of one part of the plan."""
+    return _clips(job.plan / part)
+
+
+def _clips(part: Path) -> Iterator[Clip]:
     for line in part.read_bytes().splitlines():
         yield Clip(**json.loads(line))
 
@@ -141,7 +145,7 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
 def _wanted(plan: Path, run: str) -> dict[str, Clip]:
     """All clips of a run's plan: which of them an archive has is seen only while it is read."""
     del run  # that the plan of another run is not taken for this one's
-    return {clip.key: clip for part in names_in(plan) for clip in read_part(plan / part)}
+    return {clip.key: clip for part in names_in(plan) for clip in _clips(plan / part)}
 
 
 def _is_open(wanted: dict[str, Clip], job: Job, key: str) -> bool:

@@ -65,7 +65,7 @@ def test_the_flow_step_alone_has_a_gpu(bucket, val, monkeypatch):
     found = environments(pipeline)
     hints = {name: {urn: value.decode() for urn, value in found[name].resource_hints.items()} for name in found}
     assert hints.pop("Compute flow") == {
-        ACCELERATOR: "type:nvidia-l4;count:1;install-nvidia-driver",
+        ACCELERATOR: "type:nvidia-l4;count:1;install-nvidia-driver:5xx",
         "beam:resources:min_ram_bytes:v1": "24000000000",
         "beam:resources:cpu_count:v1": "8",
     }

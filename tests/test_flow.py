@@ -240,6 +240,16 @@ def test_auto_is_the_cpu_where_there_is_no_gpu():
     np.testing.assert_array_equal(tvl1(frames), tvl1(frames, backend="cpu"))
 
 
+def test_auto_is_the_cpu_where_there_is_a_driver_but_no_torch(tmp_path):
+    """The driver is some library of its name; without torch nobody asks it for more than to exist."""
+    (tmp_path / "libcuda.so.1").symlink_to(np._core._multiarray_umath.__file__)
+    code = "import sys; sys.modules['torch'] = None; import flow; print(flow.fastest_backend())"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "cpu\n"
+    assert "flow is computed on the CPU, not on cuda: ModuleNotFoundError" in done.stderr
+
+
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
 def test_a_backend_that_cannot_work_here_says_so():
     with pytest.raises(BackendUnavailable, match=r"needs a GPU that torch|needs torch and Triton"):
