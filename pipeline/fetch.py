@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from manifests.clip import Clip
-from manifests.lists import VIDEO_SUFFIXES
+from manifests.folders import VIDEO_SUFFIXES
 from pipeline.ledger import LATER, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.stored import PREFIX, DatasetSource, StoredSample, dataset_source, read_stored

@@ -64,7 +64,7 @@ class FinishedClips:
         return self._path(key, True).exists()
 
     def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
-        """The members of a kept clip; None where there is none that is whole and of the clip's label and split."""
+        """The members of a kept clip; None where there is none that is whole and of the clip's label and splits."""
         path = self._path(clip.key, complete)
         if not path.exists():
             return None
@@ -76,7 +76,8 @@ class FinishedClips:
             path.unlink()  # kept only to save work: what is damaged is made again
             return None
         metadata = read_metadata(members[METADATA], str(path))
-        same = (metadata["label"], metadata["split"]) == (clip.label, clip.split)
+        said = metadata["label"], metadata["split"], tuple(metadata["memberships"])
+        same = said == (clip.label, clip.split, clip.memberships)
         return members if same and record["key"].decode() == clip.key else None
 
     def members(self, key: str, *, complete: bool = True) -> dict[str, bytes]:

@@ -190,6 +190,7 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
         "class_index": None if clip.label is None else classes.index[clip.label],
         "classes": {"name": classes.name, "sha256": classes.sha256},
         "split": clip.split,
+        "memberships": list(clip.memberships),
         "rgb": {
             "frames": rgb.frames,
             "width": rgb.width,

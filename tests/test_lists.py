@@ -204,7 +204,7 @@ def test_unknown_labels_name_the_list_that_knows_them(tmp_path):
     assert [clip.label for clip in listing.clips] == ["yoga"]
     yarn, nonsense = listing.rejected
     assert (yarn.place, yarn.reason) == ("k.csv:2", "unknown-label")
-    assert "kinetics600: pass --classes" in yarn.message
+    assert "kinetics600 and kinetics700: pass --classes" in yarn.message
     assert "--classes" not in nonsense.message
 
 

@@ -21,7 +21,7 @@ SPECIFICATION = Specification("own", "0" * 64, samples_per_shard=4)
 def metadata(key, class_index=0, **changes):
     sha256 = "9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0"  # of b"aaa"
     value = {"format_version": 1, "key": key, "label": "x", "class_index": class_index, "split": None, "flow": None}
-    value |= {"classes": {"name": "own", "sha256": "0" * 64}}
+    value |= {"memberships": [], "classes": {"name": "own", "sha256": "0" * 64}}
     value |= {"rgb": {"frames": 9, "width": 64, "height": 64, "sha256": sha256}}
     return json.dumps({**value, **changes}).encode()
 
