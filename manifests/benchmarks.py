@@ -135,7 +135,7 @@ def _ucf_labels(file: Path) -> list[str]:
     labels: list[str] = []
     for place, text in _lines(file, file.parent.name):
         number, _, label = text.partition(" ")
-        if number != str(len(labels) + 1) or label.startswith(".") or "/" in label:
+        if number != str(len(labels) + 1) or not label or label.startswith(".") or "/" in label:
             raise ValueError(f"{place}: {text[:LINE_SHOWN]!r} is not {len(labels) + 1} and the name of a class")
         labels.append(label.strip())
     return labels

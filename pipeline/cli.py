@@ -82,7 +82,7 @@ def main() -> None:
 @click.option(
     "--classes",
     help="kinetics400, kinetics600, kinetics700, or a file with one label a line. By default kinetics400, for UCF-101 "
-    "and HMDB-51 their own, for lists of your own their labels, and for a dataset that exists the list it was made with.",
+    "and HMDB-51 their own, for lists of your own their labels; for a dataset that exists the list it was made with.",
 )
 @click.option(
     "--retry",

@@ -133,9 +133,8 @@ def _class_list(listing: Listing, classes: str | None, snapshot: Snapshot | None
         return snapshot.classes
     if listing.classes:
         if len(listing.names) > 1:
-            raise ValueError(
-                f"{listing.classes[0].name} and other lists together: say with --classes whose classes count"
-            )
+            names = ", ".join(listing.names)
+            raise ValueError(f"lists ({names}) that bring classes of their own: say with --classes whose classes count")
         return listing.classes[0]
     own_labels = sorted({clip.label for clip in listing.clips if clip.origin == "file" and clip.label is not None})
     if not own_labels:
