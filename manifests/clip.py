@@ -1,7 +1,6 @@
 """Clips: a stretch of a video, its label and its split, and the names by which it is known everywhere."""
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,12 +53,13 @@ def youtube_clip(
     if not YOUTUBE_ID.fullmatch(youtube_id):
         raise ValueError(f"malformed id {youtube_id[:40]!r}: a YouTube id is 11 characters of A-Z a-z 0-9 _ -")
     check_times(start_seconds, end_seconds)
-    for name, seconds in (("start", start_seconds), ("end", end_seconds)):
-        if seconds != int(seconds):
-            raise ValueError(f"{name} {seconds} is not a whole second, as the times of Kinetics are")
+    start, end = int(start_seconds), int(end_seconds)
+    if (start, end) != (start_seconds, end_seconds):
+        odd = f"start {start_seconds}" if start != start_seconds else f"end {end_seconds}"
+        raise ValueError(f"{odd} is not a whole second, as the times of Kinetics are")
     _check_split(split)
     _check_label(label)
-    key = f"{youtube_id}_{int(start_seconds):06d}_{int(end_seconds):06d}"
+    key = f"{youtube_id}_{start:06d}_{end:06d}"
     return Clip(key, "youtube", youtube_id, float(start_seconds), float(end_seconds), label, split)
 
 
@@ -96,7 +96,7 @@ def file_clip(
 def check_times(start_seconds: float, end_seconds: float | None) -> None:
     """Raise `ValueError` for times that are no numbers from 0 to `MAXIMUM_SECONDS`, or out of order."""
     for name, seconds in (("start", start_seconds), ("end", end_seconds)):
-        if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAXIMUM_SECONDS):
+        if seconds is not None and not 0 <= seconds <= MAXIMUM_SECONDS:  # which no NaN is
             raise ValueError(f"{name} {seconds} is outside 0 to {MAXIMUM_SECONDS} seconds")
     if end_seconds is not None and start_seconds >= end_seconds:
         raise ValueError(f"start {start_seconds:g} is not before end {end_seconds:g}")
@@ -118,7 +118,7 @@ def memberships_of(mask: int) -> tuple[str, ...]:
     return tuple(name for bit, name in enumerate(MEMBERSHIPS) if mask >> bit & 1)
 
 
-@lru_cache(maxsize=4096)  # lists repeat their labels
+@lru_cache(maxsize=4096)  # lists repeat their labels and splits
 def _check_label(label: str | None) -> None:
     if label is not None and not (label.strip() == label and label.isprintable() and 0 < len(label) <= 200):
         raise ValueError(f"label {label[:200]!r}: up to 200 printable characters")
@@ -129,6 +129,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+@lru_cache(maxsize=4096)
 def _check_split(split: str | None) -> None:
     if split is not None and not SPLIT.fullmatch(split):
         raise ValueError(f"malformed split {split[:40]!r}: up to 32 characters of A-Z a-z 0-9 _ -")

@@ -65,10 +65,11 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Clip | ValueError]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    name = path.resolve().name
     seen: Counter[str] = Counter()
     try:
         for youtube_id, entry in _members(text):
-            place = f"{path.resolve().name}:{NOT_IN_AN_ID.sub('?', youtube_id[:SHOWN])}"
+            place = f"{name}:{NOT_IN_AN_ID.sub('?', youtube_id[:SHOWN])}"
             seen[place] += 1
             if seen[place] > 1:
                 place += f":{seen[place]}"

@@ -155,7 +155,7 @@ def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
         for number, line in enumerate(file, start=2):
             place = f"{name}:{number}"
             try:
-                if line.strip():
+                if not line.isspace():
                     yield place, parse(_row(columns, _values(line)))
             except (ValueError, csv.Error) as error:
                 yield place, ValueError(f"{error} in {line.strip()[:ROW_SHOWN]!r}")
