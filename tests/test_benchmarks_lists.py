@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from manifests.clip import MEMBERSHIPS, file_clip, membership_mask, memberships_of
-from manifests.index import read_snapshot
+from manifests.index import read_snapshot, snapshot_from_json
 from manifests.lists import ListError, read_lists, reject_unknown_labels
 from manifests.sample import FormatError
 from pipeline.cli import main
@@ -231,7 +231,12 @@ def test_a_dataset_of_ucf101(layouts, tmp_path):
     assert videos_of(dataset, "train1") == {FLY, PUSH}
     assert videos_of(dataset, "test1") == {BOW} == videos_of(dataset, "train2")
     assert videos_of(dataset, "test2") == {FLY}
-    (shard,) = read_snapshot(dataset).shards
+    snapshot = read_snapshot(dataset)
+    (shard,) = snapshot.shards
+    with pytest.raises(FormatError, match="memberships that this program does not know"):
+        snapshot_from_json({**snapshot.to_json(), "memberships": ["fold1"]}, "snapshot")
+    assert snapshot.to_json()["memberships"] == list(MEMBERSHIPS)
+    assert snapshot_from_json(snapshot.to_json(), "snapshot") == snapshot
     assert keys_of(dataset / shard.path, "train1") == keys_of(dataset, "train1")
     assert [int(sample.record["class_index"]) for sample in open_samples(str(dataset), "test1")] == [2]
     assert trainable_samples(open_samples(str(dataset), "train1"), "rgb").splits == ("train1",)
