@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from manifests.classes import ClassList
+from manifests.clip import MEMBERSHIPS, membership_mask
 from manifests.files import canonical_json
 from manifests.sample import (
     CLASS,
@@ -46,6 +47,7 @@ MAXIMUM_METADATA_BYTES = 1 << 20
 METADATA_FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str, NoneType),
     "split": (str, NoneType),
+    "memberships": (list,),
     "class_index": (int, NoneType),
     "classes.name": (str,),
     "classes.sha256": (str,),
@@ -61,9 +63,10 @@ def record_dtype(key_length: int) -> np.dtype[np.void]:
     """Layout of one sample in a shard's index.
 
     Offsets count from the start of the tar to the first byte of a member's content; a length of 0 says that the
-    member is absent. Frames count pictures. `sha256` is that of the member's content.
+    member is absent. Frames count pictures. `sha256` is that of the member's content. Bit i of `memberships` is set for
+    a sample of the i-th of `manifests.clip.MEMBERSHIPS`, which the snapshot names.
     """
-    fields: list[tuple[Any, ...]] = [("key", f"S{key_length}"), ("class_index", "<i4")]
+    fields: list[tuple[Any, ...]] = [("key", f"S{key_length}"), ("class_index", "<i4"), ("memberships", "<u4")]
     for member in MEMBERS:
         name = member.split(".")[0]
         fields += [(f"{name}_offset", "<u8"), (f"{name}_length", "<u8"), (f"{name}_sha256", "u1", (32,))]
@@ -142,6 +145,7 @@ def _records_of(samples: dict[str, dict[str, Member]], name: str) -> np.ndarray:
         metadata = read_metadata(members[METADATA].content, f"{name}: {key}.{METADATA}")
         record["key"] = key.encode("ascii")
         record["class_index"] = _class_index(members, f"{name}: {key}.{CLASS}")
+        record["memberships"] = membership_mask(metadata["memberships"])
         for member in MEMBERS:
             if member in members:
                 stem = member.split(".")[0]
@@ -198,6 +202,10 @@ def read_metadata(content: bytes, name: str) -> dict[str, Any]:
         in_range = not isinstance(value, int) or 0 <= value < 1 << 31
         if not isinstance(value, kinds) or isinstance(value, bool) or not in_range:
             raise FormatError(f"{name}: not the metadata of a sample: {field} is missing, of another type or range")
+    try:
+        membership_mask(metadata["memberships"])
+    except ValueError as error:
+        raise FormatError(f"{name}: not the metadata of a sample: {error}") from error
     return dict(metadata)
 
 
@@ -266,6 +274,7 @@ class Snapshot:
             "specification": self.specification.to_json(),
             "specification_name": self.specification.name,
             "classes": {"name": self.classes.name, "labels": list(self.classes.labels)},
+            "memberships": list(MEMBERSHIPS),
             "totals": {
                 "samples": sum(shard.samples for shard in self.shards),
                 "shards": len(self.shards),
@@ -291,6 +300,8 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{name}: not a snapshot of a dataset: {error}") from error
+    if value.get("memberships") != list(MEMBERSHIPS):
+        raise FormatError(f"{name}: memberships that this program does not know: {value.get('memberships')}")
     for shard in snapshot.shards:
         if not isinstance(shard.path, str) or not SHARD_PATH.fullmatch(shard.path):
             raise FormatError(f"{name}: {shard.path!r} is no shard's path")

@@ -72,8 +72,9 @@ def main() -> None:
     "manifests",
     multiple=True,
     type=Location(open_path, exists=True),
-    help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow. "
-    "Without one, all clips of the datasets that are the sources.",
+    help="Lists: Kinetics' CSV or JSON, a CSV path,label[,start,end,split], a folder class/video.mp4, or a folder of "
+    "UCF-101 or HMDB-51 with its split files. Several may follow. Without one, all clips of the datasets that are the "
+    "sources.",
     metavar="FILE...",
 )
 @click.option(
@@ -99,8 +100,8 @@ def main() -> None:
 )
 @click.option(
     "--classes",
-    help="kinetics400, kinetics600, or a file with one label a line. By default kinetics400, "
-    "for lists of your own their labels, and for a dataset that exists the list it was made with.",
+    help="kinetics400, kinetics600, kinetics700, or a file with one label a line. By default kinetics400, for UCF-101 "
+    "and HMDB-51 their own, for lists of your own their labels; for a dataset that exists the list it was made with.",
 )
 @click.option(
     "--retry",

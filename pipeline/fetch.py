@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from manifests.clip import Clip
-from manifests.lists import VIDEO_SUFFIXES
+from manifests.folders import VIDEO_SUFFIXES
 from pipeline import archives
 from pipeline.archives import ArchiveSource, archive_source
 from pipeline.ledger import LATER, REASONS

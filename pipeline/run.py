@@ -149,11 +149,16 @@ def _check_short_side(short_side: int) -> None:
 
 
 def _class_list(listing: Listing, classes: str | None, snapshot: Snapshot | None) -> ClassList:
-    """The list asked for, else the dataset's, else Kinetics' for its lists and the labels for lists of one's own."""
+    """The list asked for, else the dataset's, else that of UCF-101, HMDB-51 or Kinetics, or the labels of own lists."""
     if classes is not None:
         return read_classes(classes)
     if snapshot is not None:
         return snapshot.classes
+    if listing.classes:
+        if len(listing.names) > 1:
+            names = ", ".join(listing.names)
+            raise ValueError(f"lists ({names}) that bring classes of their own: say with --classes whose classes count")
+        return listing.classes[0]
     own_labels = sorted({clip.label for clip in listing.clips if clip.origin == "file" and clip.label is not None})
     if not own_labels:
         return read_classes(KINETICS_CLASSES)

@@ -100,7 +100,8 @@ def read_part(part: str, job: Job) -> Iterator[Clip]:
 
 def _clips(part: Path) -> Iterator[Clip]:
     for line in part.read_bytes().splitlines():
-        yield Clip(**json.loads(line))
+        fields = json.loads(line)
+        yield Clip(**{**fields, "memberships": tuple(fields["memberships"])})
 
 
 def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
@@ -372,6 +373,7 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
         "class_index": None if clip.label is None else classes.index[clip.label],
         "classes": {"name": classes.name, "sha256": classes.sha256},
         "split": clip.split,
+        "memberships": list(clip.memberships),
         "rgb": {
             "frames": rgb.frames,
             "width": rgb.width,

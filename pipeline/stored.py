@@ -165,7 +165,7 @@ def _clip(key: str, metadata: dict[str, Any], folder: str) -> Clip:
         if source["origin"] == "youtube":
             clip = youtube_clip(source["video"], *times, label, split)
         else:
-            clip = file_clip(source["video"], label, *times, split)
+            clip = file_clip(source["video"], label, *times, split, memberships=metadata["memberships"])
         if clip.key != key:
             raise ValueError(f"that clip's key is {clip.key}")
     except (KeyError, TypeError, ValueError) as error:
