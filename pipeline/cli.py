@@ -19,7 +19,7 @@ from manifests.lease import LeaseHeld, lease
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
 from pipeline import turns
-from pipeline.fetch import parse_source
+from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
 from pipeline.generations import compact, withdraw
 from pipeline.ledger import LEDGER, RETRYABLE, read_ledger, totals
 from pipeline.preview import png, preview, read_sample
@@ -27,12 +27,14 @@ from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
 from pipeline.verify import verify
 from pipeline.video import VideoError, flow_coding
+from pipeline.youtube import check_proxy, preflight
 
 DATASET = click.Path(exists=True, file_okay=False, path_type=Path)
 # Beam's in-process runner. Its default would look for a Prism binary first, download one, or fall back.
 IN_PROCESS = "FnApiRunner"
 
 FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
+PROXY_VARIABLE = "KINETICS_PREP_PROXY"
 DECODE_ALL = -1  # what `--decode` without a number stands for
 
 
@@ -96,6 +98,25 @@ def main() -> None:
     help="Exit with status 1 when more clips of this run failed; by default any number may.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Clips worked on at a time; by default one a core.")
+@click.option(
+    "--cookies",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of cookies as browsers export it (Netscape's format), for --source youtube; it is never written to.",
+)
+@click.option(
+    "--proxy",
+    "proxies",
+    multiple=True,
+    envvar=PROXY_VARIABLE,
+    metavar="URL",
+    help="http://, https:// or socks5://HOST:PORT for what is downloaded; several take turns by clip. Those with a "
+    f"password belong into the environment variable {PROXY_VARIABLE}: everybody on a machine can read command lines.",
+)
+@click.option(
+    "--downloads-per-minute",
+    type=click.FloatRange(min=0, min_open=True),
+    help="At most so many downloads from each source with URLs, by all workers together.",
+)
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
 def run_command(
     manifests: tuple[Path, ...],
@@ -108,6 +129,9 @@ def run_command(
     retry: tuple[str, ...],
     max_failures: int | None,
     workers: int | None,
+    cookies: Path | None,
+    proxies: tuple[str, ...],
+    downloads_per_minute: float | None,
     others: tuple[str, ...],
 ) -> None:
     """Prepare every clip of the lists that is not published yet.
@@ -119,7 +143,7 @@ def run_command(
     \b
     Examples:
       kinetics-prep run --manifest train.csv val.csv --output k400
-      kinetics-prep run --manifest val.csv --source videos/ --source youtube --output k400
+      kinetics-prep run --manifest val.csv --source videos/ --source youtube --downloads-per-minute 6 --output k400
       kinetics-prep run --source dataset:k400 --output k400-flat --flow tvl1-flat
       kinetics-prep run --manifest my_videos/ --output mine --flow none
       kinetics-prep run --manifest val.csv --source videos/ --output k400 --retry corrupt --retry too-short
@@ -127,10 +151,11 @@ def run_command(
     # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
     further = list(takewhile(lambda word: not word.startswith("-"), others))
     options = _beam_options(others[len(further) :], workers or os.cpu_count() or 1)
+    rate = downloads_per_minute / _fetching_processes(options) if downloads_per_minute else None
     try:
         plan = run(
             [*manifests, *map(Path, further)],
-            [parse_source(source) for source in sources],
+            _ready_sources(sources, cookies, proxies, rate),
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
@@ -301,6 +326,48 @@ def _print_totals(dataset: Path) -> None:
     click.echo(f"failed  {sum(counts['failed'].values()):>8}")
     for reason, number in counts["failed"].items():
         click.echo(f"  {reason:<16}{number:>6}")
+
+
+def _ready_sources(
+    texts: tuple[str, ...], cookies: Path | None, proxies: tuple[str, ...], downloads_per_minute: float | None
+) -> list[Source]:
+    """The sources, after a look at what they need on this machine; what is missing is said, and stops where it must."""
+    sources = with_net(
+        [parse_source(text) for text in texts],
+        cookies=cookies,
+        proxies=[check_proxy(proxy) for proxy in proxies],
+        downloads_per_minute=downloads_per_minute,
+    )
+    if any(isinstance(source, UrlSource) and source.template == YOUTUBE for source in sources):
+        findings = preflight(cookies)
+        for finding in findings:
+            click.echo(f"youtube: {finding.message}", err=True)
+        if any(finding.fatal for finding in findings):
+            raise ValueError("nothing can be fetched from YouTube on this machine, see above")
+    return sources
+
+
+def _fetching_processes(options: PipelineOptions) -> int:
+    """Among how many processes a rate is divided; refused where only the runner knows."""
+    given = options.get_all_options()
+    runner = str(given["runner"] or IN_PROCESS).rpartition(".")[2]
+    if runner in (IN_PROCESS, "DirectRunner", "BundleBasedDirectRunner"):
+        several = given["direct_running_mode"] == "multi_processing"
+        return (given["direct_num_workers"] or os.cpu_count() or 1) if several else 1
+    if runner == "DataflowRunner":
+        fixed = given["num_workers"] if given["autoscaling_algorithm"] == "NONE" else None
+        machines = fixed or given["max_num_workers"]
+        if machines and "no_use_multiple_sdk_containers" in (given["experiments"] or []):
+            return int(machines)
+        needed = "--max_num_workers=N and --experiments=no_use_multiple_sdk_containers (one process a machine)"
+    elif given["environment_type"] == "LOOPBACK":
+        return 1  # all workers are threads of this process
+    else:
+        needed = "--environment_type=LOOPBACK, or no --runner"
+    raise click.UsageError(
+        f"--downloads-per-minute is divided among the processes that fetch, and how many {runner} starts is not "
+        f"known: add {needed}"
+    )
 
 
 def _beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:

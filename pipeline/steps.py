@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from manifests.files import canonical_json
 from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
 from pipeline import generations, progress, turns
-from pipeline.fetch import Source, fetch
+from pipeline.fetch import Source, Video, fetch, reading
 from pipeline.generations import SCRATCH
 from pipeline.ledger import Outcome, forget_failures, note_failure, record_outcomes
+from pipeline.remote import RemoteVideo
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
-from pipeline.stored import StoredSample
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
 
@@ -61,12 +61,14 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
         return Outcome(clip)
     seconds: dict[str, float] = {}
     job.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=job.scratch) as folder, ExitStack() as opened:
         try:
             downloads = Path(folder) / "download"
             downloads.mkdir()
             with turns.to_fetch(), timed(seconds, "fetch"):
                 video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side)
+            if isinstance(video, RemoteVideo):
+                opened.enter_context(closing(video))
             with turns.to_compute(), timed(seconds, "encode"):
                 rgb = _encode(clip, video, Path(folder), job)
         except VideoError as error:
@@ -80,11 +82,14 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
     return Outcome(clip, seconds=seconds)
 
 
-def _encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> StoredRgb:
+def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
     """A clip's RGB as the specification wants it; from a dataset's sample as it is, where that was stored so."""
     coding = job.specification.rgb
     if isinstance(video, Path):
         return encode_rgb(video, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
+    if isinstance(video, RemoteVideo):
+        with reading(video):
+            return encode_rgb(video.local_url, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
     if video.coding == coding:
         return video.as_it_is()
     stored = folder / "stored.mp4"
