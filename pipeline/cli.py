@@ -151,7 +151,7 @@ def run_command(
     # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
     further = list(takewhile(lambda word: not word.startswith("-"), others))
     options = _beam_options(others[len(further) :], workers or os.cpu_count() or 1)
-    rate = downloads_per_minute / _fetching_processes(options) if downloads_per_minute else None
+    rate = downloads_per_minute / fetching_processes(options) if downloads_per_minute else None
     try:
         plan = run(
             [*manifests, *map(Path, further)],
@@ -347,7 +347,7 @@ def _ready_sources(
     return sources
 
 
-def _fetching_processes(options: PipelineOptions) -> int:
+def fetching_processes(options: PipelineOptions) -> int:
     """Among how many processes a rate is divided; refused where only the runner knows."""
     given = options.get_all_options()
     runner = str(given["runner"] or IN_PROCESS).rpartition(".")[2]

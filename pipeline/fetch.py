@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 import time
@@ -267,11 +268,15 @@ class _Download:
 
     def from_page(self) -> Path | RemoteVideo:
         """The stream that yt-dlp finds at a page."""
-        found = json.loads(self._yt_dlp(["--dump-json", "--", self.url]))
+        lines = self._yt_dlp(["--dump-json", "--", self.url]).splitlines()
+        if len(lines) != 1:
+            raise VideoError("fetch-failed", f"yt-dlp found {len(lines)} videos at the URL instead of one")
+        found = json.loads(lines[0])
         if found.get("is_live"):
             raise VideoError("upcoming", "it is live: its recording may come later")
         if found.get("protocol") in ("http", "https"):
-            remote = self._by_ranges(found["url"], f".{found['ext']}", found.get("http_headers") or {})
+            suffix = f".{found['ext']}" if re.fullmatch(r"\w{1,8}", found["ext"], re.ASCII) else ""
+            remote = self._by_ranges(found["url"], suffix, found.get("http_headers") or {})
             if remote:
                 return remote
         page = self._private / "page.json"

@@ -23,13 +23,14 @@ from yt_dlp.networking import Request
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 BLOCK_BYTES = 256 * 1024
-# Who reads on and on wants more: a request a block would be many.
-BLOCKS_OF_A_LONG_READ = 8
+# Who has read so many in a row reads the whole file, and a request a block would be many.
+LONG_READ_BLOCKS = 32
+BLOCKS_AT_A_TIME = 8
 TRIES = 3
 WAIT_SECONDS = 1.0
 SOCKET_TIMEOUT_SECONDS = 20.0
 FIRST_BLOCK_DEADLINE_SECONDS = 120.0  # as long as the tries and their timeouts together may take, and some time more
-SEND_BUFFER_BYTES = 64 * 1024  # what FFmpeg does not take was fetched in vain
+SEND_BUFFER_BYTES = 16 * 1024  # what FFmpeg does not take was fetched in vain
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -83,7 +84,7 @@ class RemoteVideo:
             self.close()
             raise
         token = secrets.token_hex(16)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, f"/{token}/{name}"))
+        self._server = _Server(("127.0.0.1", 0), _handler(self, f"/{token}/{name}"))
         self.local_url = f"http://127.0.0.1:{self._server.server_port}/{token}/{name}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -124,8 +125,8 @@ class RemoteVideo:
         with self._lock:
             if number not in self._there:
                 self._in_a_row = self._in_a_row + 1 if number - 1 in self._there else 0
-                more = takewhile(lambda block: block not in self._there, range(number, number + BLOCKS_OF_A_LONG_READ))
-                self._fetch(number, len(list(more)) if self._in_a_row >= BLOCKS_OF_A_LONG_READ else 1)
+                more = takewhile(lambda block: block not in self._there, range(number, number + BLOCKS_AT_A_TIME))
+                self._fetch(number, len(list(more)) if self._in_a_row >= LONG_READ_BLOCKS else 1)
             self._file.seek(position)
             return self._file.read(min(count, (number + 1) * BLOCK_BYTES - position, self._size - position))
 
@@ -186,6 +187,11 @@ class RemoteVideo:
             raise TransportError(f"{len(content)} bytes came instead of {last + 1 - start}")
         self._size = size
         return content
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """FFmpeg went away in the middle of a request, as it may."""
 
 
 def _handler(video: RemoteVideo, path: str) -> type[BaseHTTPRequestHandler]:

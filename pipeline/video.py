@@ -337,7 +337,12 @@ def _input_limits(path: Path | str) -> dict[str, str]:
     """FFmpeg's options that keep it to its input: a file, or a URL on this machine, whatever proxy is set."""
     if isinstance(path, Path):
         return {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-    return {"protocol_whitelist": "http,tcp", "format_whitelist": CONTAINERS, "http_proxy": ""}
+    return {
+        "protocol_whitelist": "http,tcp",
+        "format_whitelist": CONTAINERS,
+        "http_proxy": "",
+        "recv_buffer_size": "32768",
+    }
 
 
 def _file_url(path: Path | str) -> str:

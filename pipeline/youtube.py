@@ -97,11 +97,11 @@ def format_arguments(short_side: int) -> list[str]:
     """yt-dlp's options for the smallest stream with pictures that is large enough, or else the largest there is.
 
     Of streams of one size: one that is read by ranges, no high dynamic range, H.264 (which every FFmpeg decodes), and
-    the smaller file, so one without sound.
+    the smaller file, so one without sound. Sound alone is no choice: YouTube withholds the rest now and then.
     """
     large = f"[height>={short_side}][width>={short_side}]"
     order = f"res~{short_side},proto,+hdr,vcodec:h264,+size,+br"
-    return ["--format", f"bv*{large}/bv*/b", "--format-sort", order]
+    return ["--format", f"bv*{large}/bv*", "--format-sort", order]
 
 
 def check_proxy(text: str) -> str:
