@@ -275,7 +275,7 @@ class _Download:
         if found.get("is_live"):
             raise VideoError("upcoming", "it is live: its recording may come later")
         if found.get("protocol") in ("http", "https"):
-            suffix = f".{found['ext']}" if re.fullmatch(r"\w{1,8}", found["ext"], re.ASCII) else ""
+            suffix = f".{found['ext']}" if re.fullmatch(r"\w{1,8}", str(found.get("ext")), re.ASCII) else ""
             remote = self._by_ranges(found["url"], suffix, found.get("http_headers") or {})
             if remote:
                 return remote

@@ -31,8 +31,8 @@ WAIT_SECONDS = 1.0
 SOCKET_TIMEOUT_SECONDS = 20.0
 FIRST_BLOCK_DEADLINE_SECONDS = 120.0  # as long as the tries and their timeouts together may take, and some time more
 SEND_BUFFER_BYTES = 16 * 1024  # what FFmpeg does not take was fetched in vain
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", re.ASCII)
+RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})", re.ASCII)
 
 plugin_dirs.value = []  # what lies in the user's folders is no part of this program
 
@@ -138,12 +138,9 @@ class RemoteVideo:
             raise FetchError(self.failure)
         try:
             content = self._content(start, wanted)
-        except RequestError as error:
+        except (RequestError, FetchError, ValueError) as error:  # ValueError: redirects to what is no URL
             self.failure = str(error)
             raise FetchError(self.failure) from error
-        except FetchError as error:
-            self.failure = str(error)
-            raise
         self.downloaded_bytes += len(content)
         self._file.seek(start)
         self._file.write(content)

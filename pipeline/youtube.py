@@ -138,12 +138,16 @@ def read_cookies(path: Path) -> YoutubeDLCookieJar:
         if line.strip() and not line.startswith("#"):
             if len(fields) != 7:
                 raise ValueError(f"cookies {path}:{number}: {len(fields)} fields between tabs instead of 7")
+            if (fields[1] == "TRUE") != line.startswith("."):
+                raise ValueError(
+                    f"cookies {path}:{number}: TRUE belongs to domains that start with a dot, and only there"
+                )
             if not re.fullmatch(r"([0-9]+(\.[0-9]+)?)?", fields[4]):
                 raise ValueError(f"cookies {path}:{number}: the fifth field is not when the cookie expires, in seconds")
     jar = YoutubeDLCookieJar(str(path))
     try:
         jar.load()
-    except (http.cookiejar.LoadError, AssertionError):
+    except http.cookiejar.LoadError:
         raise ValueError(f"cookies {path}: yt-dlp cannot read it") from None
     return jar
 

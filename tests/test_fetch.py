@@ -78,7 +78,7 @@ def test_a_source_that_refuses_is_tried_now_and_then(site, tmp_path, monkeypatch
 
 
 def test_a_mirror_that_refuses_what_it_does_not_have(site, tmp_path):
-    source, statuses, asked = site
+    source, statuses, _ = site
     assert fetched(source, "itisthere00", tmp_path / "there") == (b"abcd", "")
     for i in range(REFUSALS_IN_A_ROW + 3):
         statuses[:] = [403, 200]  # the file, and after it the one that was served before

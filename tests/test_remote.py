@@ -169,6 +169,36 @@ def test_a_run_from_a_mirror_is_a_run_from_files(long_videos, site, tmp_path):
     assert "127.0.0.1" not in ledger(tmp_path / "mirror")["htmlhtmlhtm_000000_000009"]["message"]
 
 
+def test_ffmpeg_asks_this_machine_only(long_videos, site, tmp_path, monkeypatch):
+    video = long_videos("index first")
+    (site.folder / "abcdefghijk.mp4").symlink_to(video)
+    with closing(fetched(UrlSource(f"{site.url}/{{youtube_id}}.mp4"), 0, 1, tmp_path / "a")) as found, reading(found):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert encode_rgb(found.local_url, tmp_path / "cut.mp4", CODING, 0, 1).frames == 25
+
+
+@pytest.mark.parametrize("answer", ["bytes 0-9/" + "9" * 5000, "bytes 0-9/*", "bytes 5-9/100", "pages 0-9/10"])
+def test_a_server_that_tells_nonsense_of_ranges(answer, tmp_path):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(206)
+            self.send_header("Content-Range", answer)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"0123456789")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(remote.NoRanges):
+        RemoteVideo(f"http://127.0.0.1:{server.server_port}/", tmp_path, name="video", headers={}, parameters={})
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_server_without_ranges_sends_the_whole(long_videos, site, tmp_path):
     video = long_videos("index first")
     (site.folder / "abcdefghijk.mp4").symlink_to(video)

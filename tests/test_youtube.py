@@ -269,7 +269,7 @@ LOGGED_IN = "#HttpOnly_.youtube.com\tTRUE\t/\tTRUE\t4102444800\tSID\tverysecret\
         ('[{"domain": ".youtube.com", "name": "SID", "value": "verysecret"}]', "its first line is not"),
         (HEAD + LOGGED_IN + "SID=verysecret; path=/\n", ":3: 1 fields between tabs instead of 7"),
         (HEAD + LOGGED_IN.replace("4102444800", "verysecret"), ":2: the fifth field"),
-        (HEAD + LOGGED_IN.replace("TRUE\t/", "FALSE\t/"), "yt-dlp cannot read it"),
+        (HEAD + LOGGED_IN.replace("TRUE\t/", "FALSE\t/"), ":2: TRUE belongs to domains"),
         (b"\xff\xfe", "no text"),
     ],
 )
