@@ -163,7 +163,8 @@ def table(*sizes, turned=False):
 
 
 ALL = (144, 240, 360, 480, 720, 1080, 1440, 2160)
-HDR = [stream(f"694-{h}", h * 2, h, "vp09.02.51.10", h * 90, dynamic_range="HDR10") for h in (144, 360)]
+HDR = [stream(f"694-{h}", h * 2, h, "vp09.02.51.10", h * 30, dynamic_range="HDR10") for h in (144, 360)]
+TEN_BITS = {"dynamic_range": "HDR10"}
 MUXED = stream("18", 640, 360, "avc1.42001E", 40_000, acodec="mp4a.40.2")
 PLAYLIST = stream("230", 640, 360, "avc1.4D401E", protocol="m3u8_native", filesize=None) | {"ext": "mp4"}
 PREMIUM = stream("616", 1920, 1080, "vp09.00.40.08", 900, format_note="Premium", source_preference=100)
@@ -183,8 +184,13 @@ PREMIUM = stream("616", 1920, 1080, "vp09.00.40.08", 900, format_note="Premium",
         ([SOUND, PLAYLIST, stream("398-360", 640, 360, "av01.0.01M.08")], 256, "398-360"),
         ([SOUND, STORYBOARD, PLAYLIST], 256, "230"),
         ([*HDR, *(s for s in table(360) if s["format_id"].startswith(("242", "394", "140")))], 256, "242-360"),
+        (
+            [stream("sdr", 640, 360, "av01.0.01M.08", 500), stream("hdr", 640, 360, "av01.0.01M.10", 300, **TEN_BITS)],
+            256,
+            "sdr",
+        ),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_the_smallest_stream_that_is_large_enough(streams, short_side, chosen, tmp_path):
     told = [{"url": f"https://example.org/{s['format_id']}", "protocol": "https"} | s for s in streams]
