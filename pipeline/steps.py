@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
 from pipeline import generations, lease, progress, turns
 from pipeline.archives import ArchiveError, note_contents, read_archive
-from pipeline.fetch import CutClip, Source, Video, fetch
+from pipeline.fetch import CutClip, Source, Video, fetch, reading
 from pipeline.generations import SCRATCH
 from pipeline.ledger import Outcome, forget_failures, note_failure, noted_failure, record_outcomes
 from pipeline.process import run_child
+from pipeline.remote import RemoteVideo
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
@@ -233,6 +234,9 @@ def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
     if isinstance(video, CutClip):
         seconds = None if clip.end_seconds is None else clip.end_seconds - clip.start_seconds
         return encode_rgb(video.file, folder / RGB, coding, 0.0, seconds)
+    if isinstance(video, RemoteVideo):
+        with closing(video), reading(video):
+            return encode_rgb(video.local_url, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
     if video.coding == coding:
         return video.as_it_is()
     stored = folder / "stored.mp4"

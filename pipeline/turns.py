@@ -7,6 +7,7 @@ for its turn here; downloads overlap with computing. Under other runners nothing
 
 import contextlib
 import threading
+import time
 from contextlib import AbstractContextManager
 
 THREADS_PER_WORKER = 8
@@ -14,6 +15,8 @@ THREADS_PER_WORKER = 8
 # Of the module, because Beam hands every step a pickled copy of what it was given.
 _fetching: AbstractContextManager[object] = contextlib.nullcontext()
 _computing: AbstractContextManager[object] = contextlib.nullcontext()
+_next_download: dict[str, float] = {}
+_dealing = threading.Lock()
 
 
 def limit(workers: int) -> None:
@@ -30,3 +33,14 @@ def to_fetch() -> AbstractContextManager[object]:
 def to_compute() -> AbstractContextManager[object]:
     """The block waits for its turn to use a core."""
     return _computing
+
+
+def wait_for_rate(source: str, downloads_per_minute: float | None) -> None:
+    """Wait until this process may begin another download from a source: evenly spaced, no bursts; None: at once."""
+    if downloads_per_minute is None:
+        return
+    with _dealing:
+        now = time.monotonic()
+        begin = max(now, _next_download.get(source, now))
+        _next_download[source] = begin + 60 / downloads_per_minute
+    time.sleep(begin - now)

@@ -76,16 +76,18 @@ class StoredFlow:
     height: int
 
 
-def probe(path: Path) -> SourceVideo:
-    """Look into a video file.
+def probe(path: Path | str) -> SourceVideo:
+    """Look into a video: a file's path, or a URL on this machine (`pipeline.remote`).
 
     Raises:
         VideoError: empty-file, not-a-video, no-video-stream, odd-shape, corrupt, timeout, killed.
     """
-    if path.stat().st_size == 0:
-        raise VideoError("empty-file", f"{path.name} has 0 bytes")
+    name = Path(path).name
+    if isinstance(path, Path) and path.stat().st_size == 0:
+        raise VideoError("empty-file", f"{name} has 0 bytes")
     entries = "stream=codec_type,width,height,avg_frame_rate,r_frame_rate,color_space:stream_disposition=attached_pic"
-    arguments = ["ffprobe", "-v", "error", *_input_limits(), "-show_entries", entries, "-of", "json", _file_url(path)]
+    limits = [word for key, value in _input_limits(path).items() for word in (f"-{key}", value)]
+    arguments = ["ffprobe", "-v", "error", *limits, "-show_entries", entries, "-of", "json", _file_url(path)]
     try:
         output, _ = run_child(arguments, deadline_seconds=PROBE_DEADLINE_SECONDS)
     except ChildTimeout as error:
@@ -98,19 +100,19 @@ def probe(path: Path) -> SourceVideo:
     videos = [s for s in streams if s.get("codec_type") == "video" and not s["disposition"]["attached_pic"]]
     if not videos:
         kinds = ", ".join(sorted({str(s.get("codec_type")) for s in streams})) or "none"
-        raise VideoError("no-video-stream", f"{path.name} has no video stream (streams: {kinds})")
+        raise VideoError("no-video-stream", f"{name} has no video stream (streams: {kinds})")
     first = videos[0]
     rate = _rate(first.get("avg_frame_rate")) or _rate(first.get("r_frame_rate"))
     if not first.get("width") or not first.get("height") or not rate:
-        raise VideoError("corrupt", f"{path.name}: the video stream has no size or no frame rate")
+        raise VideoError("corrupt", f"{name}: the video stream has no size or no frame rate")
     width, height = first["width"], first["height"]
     if max(width, height) > MAXIMUM_ASPECT * min(width, height):
-        raise VideoError("odd-shape", f"{path.name}: {width}x{height} is longer than {MAXIMUM_ASPECT} times its width")
+        raise VideoError("odd-shape", f"{name}: {width}x{height} is longer than {MAXIMUM_ASPECT} times its width")
     return SourceVideo(width, height, rate, first.get("color_space", "unknown"))
 
 
 def encode_rgb(
-    path: Path, output: Path, coding: RgbCoding, start_seconds: float = 0.0, end_seconds: float | None = None
+    path: Path | str, output: Path, coding: RgbCoding, start_seconds: float = 0.0, end_seconds: float | None = None
 ) -> StoredRgb:
     """Cut [start_seconds, end_seconds) out of a video and store it as `coding` says, at `output`.
 
@@ -153,8 +155,32 @@ def encode_rgb(
     return StoredRgb(content, frames, width, height, duplicated, dropped, source)
 
 
+def read_ahead(url: str, start_seconds: float, end_seconds: float | None, deadline_seconds: float) -> None:
+    """Read what `probe` and `encode_rgb` will want of a video on this machine's server, so that it is there by then.
+
+    What is wrong with the video they will say.
+
+    Raises:
+        VideoError: timeout, killed.
+    """
+    start = max(0.0, start_seconds - SEEK_MARGIN_SECONDS)
+    arguments = ["ffmpeg", "-nostdin", "-v", "error", "-ss", f"{start:.6f}"]
+    if end_seconds is not None:
+        arguments += ["-t", f"{end_seconds - start:.6f}"]
+    arguments += [word for key, value in _input_limits(url).items() for word in (f"-{key}", value)]
+    arguments += ["-i", url, "-map", "0:V:0", "-c", "copy", "-f", "null", "-"]
+    try:
+        run_child(arguments, deadline_seconds=deadline_seconds)
+    except ChildTimeout as error:
+        raise VideoError("timeout", str(error)) from error
+    except ChildKilled as error:
+        raise VideoError("killed", str(error)) from error
+    except ChildError:
+        pass
+
+
 def _encode_command(
-    path: Path,
+    path: Path | str,
     output: Path,
     coding: RgbCoding,
     source: SourceVideo,
@@ -172,7 +198,7 @@ def _encode_command(
     if seek_seconds:
         times["ss"] = f"{seek_seconds:.6f}"
     side = coding.short_side
-    stream = ffmpeg.input(_file_url(path), protocol_whitelist="file", format_whitelist=CONTAINERS, **times)["V:0"]
+    stream = ffmpeg.input(_file_url(path), **_input_limits(path), **times)["V:0"]
     if lead_seconds:
         stream = stream.filter("trim", start=f"{lead_seconds:.6f}").filter("setpts", f"PTS-{lead_seconds:.6f}/TB")
     stream = stream.filter("fps", fps=coding.frame_rate, start_time=0)
@@ -307,18 +333,26 @@ def stored_shape(content: bytes) -> tuple[int, int, int]:
         raise RuntimeError(f"ffmpeg ended well and left a broken file of {len(content)} bytes: {error}") from error
 
 
-def _input_limits() -> list[str]:
-    return ["-protocol_whitelist", "file", "-format_whitelist", CONTAINERS]
+def _input_limits(path: Path | str) -> dict[str, str]:
+    """FFmpeg's options that keep it to its input: a file, or a URL on this machine, whatever proxy is set."""
+    if isinstance(path, Path):
+        return {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    return {
+        "protocol_whitelist": "http,tcp",
+        "format_whitelist": CONTAINERS,
+        "http_proxy": "",
+        "recv_buffer_size": "32768",
+    }
 
 
-def _file_url(path: Path) -> str:
+def _file_url(path: Path | str) -> str:
     """A path as FFmpeg must be given it: whatever the name starts with or holds, it is a file's name."""
-    return f"file:{path}"
+    return f"file:{path}" if isinstance(path, Path) else path
 
 
-def _without_path(message: str, path: Path) -> str:
-    """The raw message without the scratch folder, which changes from run to run."""
-    return message.replace(f"{path.parent}/", "").replace("file:", "")
+def _without_path(message: str, path: Path | str) -> str:
+    """The raw message without the scratch folder or the server, which change from run to run."""
+    return message.replace(str(path).removesuffix(Path(path).name), "").replace("file:", "")
 
 
 def _rate(text: str | None) -> Fraction | None:
