@@ -38,12 +38,7 @@ SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
 # One decoding thread: what a damaged stream decodes to and how much memory that takes do not depend on the machine.
-INPUT_LIMITS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": CONTAINERS,
-    "max_pixels": MAXIMUM_SOURCE_PIXELS,
-    "threads": 1,
-}
+OPENED = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "threads": 1}
 FPS_COUNTS = re.compile(r"(\d+) frames in, (\d+) frames out; (\d+) frames dropped, (\d+) frames duplicated")
 
 
@@ -101,7 +96,7 @@ def probe(path: Path) -> SourceVideo:
         raise VideoError("empty-file", f"{path.name} has 0 bytes")
     entries = "stream=codec_type,width,height,sample_aspect_ratio,avg_frame_rate,r_frame_rate,color_space"
     entries += ":stream_disposition=attached_pic"
-    limits = [word for name, value in INPUT_LIMITS.items() for word in (f"-{name}", str(value))]
+    limits = [word for name, value in OPENED.items() for word in (f"-{name}", str(value))]
     arguments = ["ffprobe", "-v", "error", *limits, "-show_entries", entries, "-of", "json", _file_url(path)]
     output, _ = _run_tool(arguments, path, PROBE_DEADLINE_SECONDS, "not-a-video")
     streams: list[dict[str, Any]] = json.loads(output).get("streams", [])
@@ -181,7 +176,7 @@ def _encode_command(
     if seek_seconds:
         times["ss"] = f"{seek_seconds:.6f}"
     side = coding.short_side
-    stream = ffmpeg.input(_file_url(path), **INPUT_LIMITS, **times)["V:0"]
+    stream = ffmpeg.input(_file_url(path), max_pixels=MAXIMUM_SOURCE_PIXELS, **OPENED, **times)["V:0"]
     if lead_seconds:
         stream = stream.filter("trim", start=f"{lead_seconds:.6f}")
     # ffmpeg's own limit counts from the first frame, which may come hours after the cut; and what ends a stretch says
