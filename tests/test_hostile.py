@@ -64,7 +64,7 @@ def files_below(folder: Path, output: Path) -> dict[str, tuple[int, int]]:
 
 
 def prepare(folder: Path) -> tuple[int, int]:
-    """Run the command on all lists, then look at what it made; gives the peaks of memory in MB: its own, its children's."""
+    """Run the command on all lists, look at what it made; gives the peaks of memory in MB: its own, its children's."""
     lists = [folder / name for name in ("videos.csv", "rows.csv", "own.csv")]
     output = folder / "out"
     for name in ("here", "temporary", "home"):
