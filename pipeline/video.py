@@ -148,12 +148,13 @@ def encode_rgb(
             "too-long", f"longer than {MAXIMUM_CLIP_SECONDS:g} s: list stretches of it, with start and end"
         )
     # A line for each time that ffmpeg built its filters: an empty one first, again where the picture's size changes.
-    # There the filter gives as many duplicates as it gave pictures before, which ffmpeg throws away.
+    # There the filter begins with duplicates for the time that has passed, which ffmpeg throws away.
     counts = [[int(number) for number in line] for line in FPS_COUNTS.findall(log)]
     if not counts:
         raise RuntimeError(f"ffmpeg's fps filter did not report its counts:\n{log[-2000:]}")
-    _, _, dropped, duplicated = (sum(column) for column in zip(*counts, strict=True))
-    duplicated = max(0, duplicated - sum(given for _, given, _, _ in counts[:-1]))
+    taken, _, dropped, duplicated = (sum(column) for column in zip(*counts, strict=True))
+    if sum(line[0] > 0 for line in counts) > 1:
+        duplicated = max(0, frames - (taken - dropped))
     return StoredRgb(content, frames, width, height, duplicated, dropped, source)
 
 

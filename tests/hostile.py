@@ -304,7 +304,7 @@ def pictures() -> list[Video]:
         Video("interlaced.mpg", "two fields a frame: stored as they are, one picture",
             encoded("-c:v mpeg2video -flags +ilme+ildct -vf interlace", rate="50")),
         Video("two-sizes.ts", "another size and shape from the middle on: as the first picture",
-            two_sizes, frames=50, duplicated=0),
+            two_sizes, frames=50, duplicated=1, dropped=1),
     ]
     # fmt: on
 
