@@ -364,6 +364,7 @@ def broken() -> list[Video]:
 
 
 def no_videos(url: str) -> list[Video]:
+    closed = "Format not on whitelist"
     segment = f"{url}/segment.ts"
     hls = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
     dash = (
@@ -381,16 +382,16 @@ def no_videos(url: str) -> list[Video]:
     return [
         Video("page.mp4", "HTML", literal(b"<!doctype html><title>Sign in</title>"), "not-a-video"),
         Video("file.m3u8.mp4", "HLS of a local file",
-            lambda path: literal(hls.format(f"file://{path.parent.parent / CANARY}").encode())(path), "not-a-video"),
+            lambda path: literal(hls.format(f"file://{path.parent.parent / CANARY}").encode())(path), "not-a-video", closed),
         Video("http.m3u8.mp4", "HLS of a URL",
-            literal(hls.format(segment).encode()), "not-a-video"),
+            literal(hls.format(segment).encode()), "not-a-video", closed),
         Video("http.mpd.mp4", "DASH of a URL", literal(dash.encode()), "not-a-video"),
-        Video("concat.mp4", "ffconcat of a local file",
-            literal(f"ffconcat version 1.0\nfile good.mp4\nfile ../{CANARY}\n".encode()), "not-a-video"),
+        Video("concat.mp4", "ffconcat of another video",
+            literal("ffconcat version 1.0\nfile good.mp4\n".encode()), "not-a-video", closed),
         Video("concat-http.mp4", "ffconcat of a URL",
-            literal(f"ffconcat version 1.0\nfile {segment}\n".encode()), "not-a-video"),
+            literal(f"ffconcat version 1.0\nfile {segment}\n".encode()), "not-a-video", closed),
         Video("session.mp4", "SDP that would listen to the net",
-            literal(session.encode()), "not-a-video"),
+            literal(session.encode()), "not-a-video", closed),
         Video("picture.svg.mp4", "SVG that includes a file",
             literal(svg.encode()), "not-a-video"),
         Video("archive.mp4", "a tar archive", tar_of_a_video, "not-a-video"),
