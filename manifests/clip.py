@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 SPLIT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 MAXIMUM_SECONDS = 999_999
+MAXIMUM_PATH, MAXIMUM_NAME_BYTES = 1000, 255  # what file systems take; a longer one is an error of the machine's there
 NO_SPLIT = "all"
 UNLABELLED = "-unlabelled"
 # The overlapping splits of UCF-101 and HMDB-51, by the number of their bit in a shard's index.
@@ -81,6 +82,11 @@ def file_clip(
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or not path.isprintable():
         raise ValueError(f"path {path!r} must name a file inside the list's folder: no leading '/', no '..'")
+    if len(path) > MAXIMUM_PATH or any(len(part.encode()) > MAXIMUM_NAME_BYTES for part in parts):
+        raise ValueError(
+            f"path {path[:MAXIMUM_NAME_BYTES]!r} is too long: up to {MAXIMUM_PATH} characters, "
+            f"and {MAXIMUM_NAME_BYTES} bytes a name"
+        )
     check_times(start_seconds, end_seconds)
     _check_split(split)
     _check_label(label)

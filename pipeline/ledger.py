@@ -50,6 +50,7 @@ REASONS = {
     "not-a-video": Reason("the file is no video", PERMANENT),
     "no-video-stream": Reason("the file holds no video stream", PERMANENT),
     "odd-shape": Reason("the picture is far too long and narrow", PERMANENT),
+    "too-large": Reason("decoding or storing it wants more than a worker may have", PERMANENT),
     "too-short": Reason("fewer frames than the networks take", PERMANENT),
     "too-long": Reason("longer than a clip may be", PERMANENT),
     "corrupt": Reason("the video cannot be decoded", PERMANENT),

@@ -60,6 +60,10 @@ class StoredSample:
         said = tuple(self.metadata["rgb"][name] for name in ("frames", "height", "width"))
         if said != (frames, height, width):
             raise VideoError("corrupt", f"stored RGB of {frames} frames of {width}x{height}, its metadata says {said}")
+        if min(height, width) != self.coding.short_side or height % 2 or width % 2:
+            raise VideoError(
+                "corrupt", f"stored RGB of {width}x{height}, its short side should be {self.coding.short_side}"
+            )
         if frames < MINIMUM_FRAMES:
             raise VideoError("too-short", f"{frames} frames are stored, {MINIMUM_FRAMES} are needed")
         return self.after(StoredRgb(self.rgb, frames, width, height, 0, 0, SourceVideo(0, 0, Fraction(0), "unknown")))
