@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from manifests.clip import Clip
+from manifests.files import in_bucket
 from manifests.folders import VIDEO_SUFFIXES
 from pipeline import archives, turns
 from pipeline.archives import ArchiveSource, archive_source
 from pipeline.ledger import AGAIN, PERMANENT, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.remote import FetchError, NoRanges, RemoteVideo
+from pipeline.storage import BUCKETS, open_path
 from pipeline.stored import PREFIX, DatasetSource, StoredSample, dataset_source, read_stored
 from pipeline.video import VideoError, read_ahead
 from pipeline.youtube import JAVASCRIPT_RUNTIMES, format_arguments, reason_of, without_credentials
@@ -28,6 +30,7 @@ from pipeline.youtube import JAVASCRIPT_RUNTIMES, format_arguments, reason_of, w
 YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
 PLACEHOLDER = "{youtube_id}"
 FETCH_DEADLINE_SECONDS = 900.0
+SUFFIXES = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
 
 # Waits before another try of what may come out well a moment later.
 BACK_OFF_SECONDS = (2.0, 8.0)
@@ -39,7 +42,7 @@ ASK_AGAIN_AFTER = 100
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Full-length videos `<youtube_id>.<ext>`, and one's own files by their paths, below a folder."""
+    """A folder, here or in a bucket, of videos `<youtube_id>.<ext>`, clips `<key>.<ext>`, and one's own files."""
 
     folder: str
 
@@ -95,19 +98,19 @@ def parse_source(text: str) -> Source:
         return archive_source(text)
     if text == "youtube":
         return UrlSource(YOUTUBE, files=False)
-    if "://" in text:
+    if "://" in text and urlsplit(text).scheme not in BUCKETS:
         if PLACEHOLDER not in text:
             raise ValueError(f"URL {text!r} has no {PLACEHOLDER} in it, so every clip would be the same video")
         if urlsplit(text).scheme not in ("http", "https"):
-            raise ValueError(f"URL {text!r}: only http:// and https:// are fetched")
+            raise ValueError(f"URL {text!r}: only http://, https://, gs:// and s3:// are fetched")
         return UrlSource(text)
-    folder = Path(text)
+    folder = open_path(text)
     if not folder.is_dir():
         raise ValueError(
             f"source {text!r} is neither 'youtube', nor a URL with {PLACEHOLDER}, nor dataset:DIR, nor tar:WHERE, "
             "nor a folder that exists"
         )
-    return FolderSource(str(folder.resolve()))
+    return FolderSource(str(folder if in_bucket(folder) else folder.resolve()))
 
 
 def with_net(
@@ -192,20 +195,35 @@ def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> V
     if clip.origin == "file" and not clip.folder:
         raise VideoError("missing", "a file of one's own that a dataset lists: where it lies is not known")
     if clip.origin == "file":
-        return _existing(Path(clip.folder), [clip.video])
+        return _brought(open_path(clip.folder) / clip.video, scratch)
     assert not isinstance(source, ArchiveSource)  # they are read before any clip is asked for
     if isinstance(source, FolderSource):
-        suffixes = sorted(VIDEO_SUFFIXES | {suffix.upper() for suffix in VIDEO_SUFFIXES})
-        return _existing(Path(source.folder), [clip.video + suffix for suffix in suffixes])
+        return _from_folder(open_path(source.folder), clip, scratch)
     return _from_url(source, clip, scratch, short_side)
 
 
-def _existing(folder: Path, names: list[str]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    wanted = names[0] if len(names) == 1 else f"{Path(names[0]).stem}.*"
-    raise VideoError("missing", f"no video file {wanted} in the source folder")
+def _from_folder(folder: Path, clip: Clip, scratch: Path) -> Path | CutClip:
+    """The clip, cut already and under its key's name, or else the whole video."""
+    for stem in (clip.key, clip.video):
+        names = [stem + suffix for suffix in SUFFIXES]
+        if in_bucket(folder):  # one request rather than one a suffix
+            there = {path.name for path in folder.glob(f"{stem}.*")}
+            names = [name for name in names if name in there]
+        for name in names:
+            if (folder / name).is_file():
+                video = _brought(folder / name, scratch)
+                return CutClip(video) if stem == clip.key else video
+    raise VideoError("missing", f"no video file {clip.video}.* or {clip.key}.* in the source folder")
+
+
+def _brought(path: Path, scratch: Path) -> Path:
+    """The file on this machine."""
+    if not path.is_file():
+        raise VideoError("missing", f"no video file {path.name} in the source folder")
+    if not in_bucket(path):
+        return path
+    path.fs.get_file(path.path, str(scratch / path.name))  # type: ignore[attr-defined]
+    return scratch / path.name
 
 
 def _from_url(source: UrlSource, clip: Clip, scratch: Path, short_side: int) -> Path | RemoteVideo:

@@ -23,6 +23,7 @@ from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.runners import DATAFLOW
 from pipeline.steps import Job, write_plan
+from pipeline.storage import open_path
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
@@ -75,6 +76,9 @@ def run(
     remote = options.view_as(StandardOptions).runner == DATAFLOW
     if remote and not in_bucket(output):
         raise ValueError(f"{DATAFLOW} wants an output in a bucket, gs://…, which its machines reach, not {output}")
+    for source in sources if remote else ():
+        if isinstance(source, FolderSource | DatasetSource) and "://" not in source.folder:
+            raise ValueError(f"{DATAFLOW} wants sources that its machines reach, not the folder {source.folder}")
     if classes is not None:
         read_classes(classes)  # before anything is made
     with run_lease(output) as held:
@@ -110,7 +114,7 @@ def make_plan(
     """Read the lists and say what a run will do; nothing is written. Raises as `run` does, but for the lease."""
     _check_short_side(short_side)
     snapshot = read_snapshot(output)
-    folders = [Path(source.folder) for source in sources if isinstance(source, FolderSource)]
+    folders = [open_path(source.folder) for source in sources if isinstance(source, FolderSource)]
     datasets, lists = [source for source in sources if isinstance(source, DatasetSource)], list(manifests)
     if not lists and not datasets:
         raise ListError("no list: name one with --manifest, or a dataset with --source dataset:DIR")
