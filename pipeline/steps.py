@@ -264,7 +264,7 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
     seconds = dict(outcome.seconds)
     try:
         with turns.to_compute(), timed(seconds, "flow"):
-            members = add_flow(members, coding)
+            members = add_flow(members, coding, seconds)
     except VideoError as error:  # of a dataset's sample, which others have encoded
         job.finished.discard(outcome.clip.key)
         return _failed(outcome.clip, error, job, seconds)
@@ -391,10 +391,13 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
     }
 
 
-def add_flow(members: dict[str, bytes], coding: FlowCoding) -> dict[str, bytes]:
-    """Compute flow from a sample's stored RGB and give the sample with it: flow has one picture less than RGB."""
+def add_flow(members: dict[str, bytes], coding: FlowCoding, seconds: dict[str, float]) -> dict[str, bytes]:
+    """Compute flow from a sample's stored RGB and give the sample with it: flow has one picture less than RGB.
+
+    How long that had a GPU is noted in `seconds`.
+    """
     backend = fastest_backend()
-    flow = flow_of(members[RGB], coding, backend=backend)
+    flow = flow_of(members[RGB], coding, backend=backend, gpu=partial(turns.on_gpu, seconds))
     metadata = json.loads(members[METADATA])
     if flow.frames != metadata["rgb"]["frames"] - 1:
         raise RuntimeError(f"{metadata['key']}: {flow.frames} flows of {metadata['rgb']['frames']} frames")

@@ -7,7 +7,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
@@ -254,7 +255,14 @@ def flow_coding(variant: str = "tvl1", crf: int = FlowCoding.crf) -> FlowCoding:
     return FlowCoding(variant=variant, parameters=asdict(VARIANTS[variant]), crf=crf)
 
 
-def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "auto", threads: int = 1) -> StoredFlow:
+def flow_of(
+    rgb: bytes,
+    coding: FlowCoding,
+    *,
+    backend: str = "auto",
+    threads: int = 1,
+    gpu: Callable[[], AbstractContextManager[str]] = lambda: nullcontext("cuda"),
+) -> StoredFlow:
     """Flow of a stored RGB video, from its decoded pictures: one flow picture less than there are frames.
 
     Args:
@@ -262,6 +270,8 @@ def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "auto", threads: i
         coding: variant, parameters and coding of the flow.
         backend: what computes it, see `flow.tvl1`.
         threads: pairs computed at a time.
+        gpu: waits until a GPU is free for the next pictures and gives its name; while others have it, this clip's
+            pictures are decoded and its flow is encoded. Only asked where the backend is "cuda".
 
     Raises:
         VideoError: corrupt.
@@ -273,8 +283,12 @@ def flow_of(rgb: bytes, coding: FlowCoding, *, backend: str = "auto", threads: i
         pictures = luma_pictures(rgb)
         waiting = list(islice(pictures, 1))
         while some := list(islice(pictures, FLOW_PAIRS_AT_A_TIME)):
-            yield from tvl1([*waiting, *some], TVL1Params(**parameters), backend=backend, threads=threads)
-            waiting = some[-1:]
+            pictures_of_pairs, waiting = [*waiting, *some], some[-1:]
+            with gpu() if backend == "cuda" else nullcontext("cuda") as device:
+                found = tvl1(
+                    pictures_of_pairs, TVL1Params(**parameters), backend=backend, device=device, threads=threads
+                )
+            yield from found
 
     content = encode_flow(
         fields(),
