@@ -4,8 +4,8 @@ Beam's in-process runner deals the clips out to its threads once, up front: with
 still have minutes of work when the others are through. So it gets several threads a worker, and the heavy work waits
 for its turn here; downloads overlap with computing. Under other runners there is a turn for each core.
 
-A GPU computes the flow of a clip in a tenth of the time that a core takes to decode and encode it. So all threads of one
-process feed the machine's GPUs: each decodes and encodes its own clip, and takes a GPU for some pictures at a time.
+A GPU is through with a clip's flow long before a core has decoded its pictures and encoded its flow. So all threads of
+one process feed the machine's GPUs: each decodes and encodes its own clip, and takes a GPU for some pictures at a time.
 """
 
 import contextlib
