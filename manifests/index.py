@@ -11,9 +11,11 @@ import hashlib
 import io
 import json
 import re
+import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
@@ -42,6 +44,8 @@ INDEX_SUFFIX = ".index.npy"
 SNAPSHOT_NAME = re.compile(r"[0-9]{4,9}")
 SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+/g[0-9]{4,9}-[0-9]{6}-[0-9a-f]{12}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+KEYS = re.compile(rb"(?:[A-Za-z0-9_-]{1,100}\n)*")
+NPY_LENGTH, NPY_LENGTH_AT, NPY_HEADER_AT = struct.Struct("<H"), 8, 10  # npy format 1.0: magic, version, length, header
 MAXIMUM_METADATA_BYTES = 1 << 20
 # The fields of a sample's metadata that readers rely on. Where there is no flow, `flow` is None.
 METADATA_FIELDS: dict[str, tuple[type, ...]] = {
@@ -223,15 +227,30 @@ def write_records(records: np.ndarray) -> bytes:
 def read_records(content: bytes, name: str) -> np.ndarray:
     """Read an index back; `FormatError` when it is none of ours."""
     try:
-        records = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        dtype, count, start = _npy_header(content[: NPY_LENGTH.unpack_from(content, NPY_LENGTH_AT)[0] + NPY_HEADER_AT])
+        records = np.frombuffer(content, dtype, offset=start)
+    except (ValueError, EOFError, struct.error) as error:
         raise FormatError(f"{name}: not an index: {error}") from error
-    if "key" not in (records.dtype.names or ()) or records.dtype != record_dtype(records.dtype["key"].itemsize):
+    if "key" not in (dtype.names or ()) or dtype != record_dtype(dtype["key"].itemsize):
         raise FormatError(f"{name}: an index of another layout")
-    for key in records["key"]:
-        if not KEY.fullmatch(key.decode("ascii", "replace")):
-            raise FormatError(f"{name}: {key!r} is no sample's key")
-    return np.asarray(records)
+    if len(records) != count:
+        raise FormatError(f"{name}: not an index: {len(records)} records where {count} are said to be")
+    if not KEYS.fullmatch(b"\n".join([*records["key"].tolist(), b""])):
+        wrong = next(key for key in records["key"].tolist() if not KEYS.fullmatch(key + b"\n"))
+        raise FormatError(f"{name}: {wrong!r} is no sample's key")
+    return records
+
+
+@lru_cache(maxsize=64)  # almost all indexes of a dataset begin with the same bytes, and a header is slow to read
+def _npy_header(header: bytes) -> tuple[np.dtype[np.void], int, int]:
+    """What an `.npy` file holds: its records' type, how many they are, and where they begin."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of npy format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 1 or fortran_order or dtype.hasobject:
+        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    return dtype, shape[0], file.tell()
 
 
 @dataclass(frozen=True)

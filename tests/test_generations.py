@@ -333,7 +333,7 @@ def test_an_index_with_a_path_for_a_key_is_refused(tmp_path):
     output.mkdir()
     run(tmp_path, output, range(1), dict.fromkeys(KEYS))
     (shard,) = read_snapshot(output).shards
-    records = read_index(output, shard)
+    records = read_index(output, shard).copy()
     records["key"] = b"../../escaped"
     with pytest.raises(FormatError, match="is no sample's key"):
         read_records(write_records(records), "index")

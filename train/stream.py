@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import braceexpand
 import numpy as np
@@ -17,8 +17,7 @@ from manifests.sample import METADATA, FormatError, differences, flow_meaning
 from model import Stream
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Where one sample lies."""
 
     key: str
