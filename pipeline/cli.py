@@ -186,8 +186,8 @@ def run_command(
         ) from error
     for row in plan.listing.rejected:
         click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
-    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due - plan.withdrawn
-    given_up = f"{plan.not_due} failed for good before (--retry), " if plan.not_due else ""
+    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due.total() - plan.withdrawn
+    given_up = f"{plan.not_due.total()} failed for good before (--retry), " if plan.not_due else ""
     given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "

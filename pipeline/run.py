@@ -1,5 +1,6 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,8 @@ class Plan:
     listing: Listing
     clips: list[Clip]
     job: Job
-    not_due: int  # clips that failed for good and that nobody asked to try again
+    finished: int  # of the clips: an earlier run has left them finished, only their shards are to be written
+    not_due: Counter[str]  # by reason: clips that failed for good and that nobody asked to try again
     withdrawn: int  # clips that were taken down
     submitted: bool = False  # the job goes on elsewhere
 
@@ -89,7 +91,7 @@ def run(
             pipeline.run()
             held.handed_over = True
             return replace(plan, submitted=True)
-        with shown_progress(len(plan.clips)):
+        with shown_progress(len(plan.clips), plan.finished):
             pipeline.run().wait_until_finish()
     return plan
 
@@ -131,7 +133,15 @@ def make_plan(
     # A finished clip whose run was killed before its ledger said so is due whatever that says.
     finished = job.finished.keys()
     clips = [clip for clip in open_clips if is_due(reasons.get(clip.key), retry) or clip.key in finished]
-    return Plan(listing, clips, job, not_due=len(open_clips) - len(clips), withdrawn=len(unpublished) - len(open_clips))
+    due = {clip.key for clip in clips}
+    return Plan(
+        listing,
+        clips,
+        job,
+        finished=len(due & finished),
+        not_due=Counter(reason for clip in open_clips if clip.key not in due and (reason := reasons[clip.key])),
+        withdrawn=len(unpublished) - len(open_clips),
+    )
 
 
 def _check_short_side(short_side: int) -> None:

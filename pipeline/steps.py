@@ -136,7 +136,7 @@ def _encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> S
 def compute_flow(outcome: Outcome, job: Job) -> Outcome:
     """Add flow to a clip that came out well, from its decoded stored frames, and keep it as finished."""
     outcome = _with_flow(outcome, job)
-    progress.count(outcome.reason)
+    progress.count(outcome.reason, found=outcome.reason is None and not outcome.seconds)
     return outcome
 
 
@@ -184,10 +184,11 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note in `seconds` how long the block took."""
+    """Note in `seconds` how long the block took, and for the display that it is in work."""
     started = time.monotonic()
     try:
-        yield
+        with progress.working(stage):
+            yield
     finally:
         seconds[stage] = time.monotonic() - started
 
@@ -195,13 +196,16 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def cut_into_shards(job: Job, outcomes: Iterable[Outcome]) -> list[PlannedShard]:
     """Plan the shards of the run's generation: of all clips that came out well."""
     clips = (outcome.clip for outcome in outcomes if outcome.reason is None)
-    return plan_shards(clips, job.generation, job.specification)
+    planned = plan_shards(clips, job.generation, job.specification)
+    progress.count_shards(len(planned))
+    return planned
 
 
 def build_shard(planned: PlannedShard, job: Job) -> Shard:
     """Write one shard of the generation."""
     lease.renew(job.output, job.lease)
-    return write_shard(planned, job.finished.members, job.output)
+    with progress.working("shards"):
+        return write_shard(planned, job.finished.members, job.output)
 
 
 def finish(job: Job, outcomes: Iterable[Outcome], shards: Iterable[Shard]) -> None:
