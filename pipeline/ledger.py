@@ -56,7 +56,7 @@ RETRYABLE = tuple(reason for reason in REASONS if reason != WITHDRAWN)
 LEDGER = "ledger/outcomes.jsonl"
 FAILURES = "ledger/failures"  # of the run that is under way: a file a clip, so that a crash forgets none
 ENTRY_FIELDS = {
-    *("key", "list", "label", "split", "reason", "message"),
+    *("key", "list", "file", "label", "split", "reason", "message"),
     *("attempts", "tried", "seconds", "stored", "versions"),
 }
 READERS = 32  # of notes at a time, each of which is a round trip in a bucket
@@ -214,6 +214,7 @@ def _update(folder: Path, news: dict[str, dict[str, Any]]) -> None:
 def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
     return _entry(
         outcome.clip.key,
+        file=_file(outcome.clip),
         label=outcome.clip.label,
         split=outcome.clip.split,
         reason=outcome.reason,
@@ -223,6 +224,13 @@ def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
         versions=outcome.versions,
         tried=_now(),
     )
+
+
+def _file(clip: Clip) -> dict[str, Any] | None:
+    """Where a clip of one's own comes from, which its key does not say."""
+    if clip.origin != "file":
+        return None
+    return {"path": clip.video, "start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
 
 
 def _now() -> str:
@@ -239,6 +247,7 @@ def totals(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _entry(
     key: str,
     *,
+    file: dict[str, Any] | None = None,
     label: str | None = None,
     split: str | None = None,
     reason: str | None,
@@ -254,6 +263,7 @@ def _entry(
     return {
         "key": key,
         "list": list_name,  # of rows that became no clip
+        "file": file,
         "label": label,
         "split": split,
         "reason": reason,
