@@ -18,6 +18,7 @@ from pipeline.ledger import LATER, REASONS, WITHDRAWN
 from pipeline.page import Cell, Html, Number, bars, cards, page, percent, table, unbroken
 from pipeline.pictures import pictures
 from pipeline.progress import STAGES
+from pipeline.units import core_time, size
 
 SNAPSHOTS_SHOWN = 20
 DURATION_BARS = 13
@@ -65,8 +66,8 @@ def _totals(account: Account, snapshot: Snapshot | None) -> Html:
     shown |= {"with flow": len(account.flow_bytes), "of video": _time(sum(account.frames) / FRAME_RATE)}
     published = sum(shard.samples for shard in snapshot.shards) if snapshot is not None else 0
     if snapshot is not None:
-        size = sum(shard.bytes for shard in snapshot.shards)
-        shown |= {"in shards": _size(size), "shards": len(snapshot.shards), "snapshot": snapshot.name}
+        stored = sum(shard.bytes for shard in snapshot.shards)
+        shown |= {"in shards": _size(stored), "shards": len(snapshot.shards), "snapshot": snapshot.name}
     differs = "" if published == account.ok else f"<p>The current snapshot holds {published:,} clips.</p>"
     return Html(
         f"{cards(shown)}<p>{account.listed:,} listed = {account.ok:,} ok + {failed:,} failed + {rejected:,} rows that "
@@ -341,16 +342,8 @@ def _of(number: int, total: int) -> str:
 
 
 def _time(seconds: float) -> Number:
-    for unit, factor in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * factor:
-            return Number(
-                f"{seconds / factor:,.3g} {unit}" if seconds < 1e3 * factor else f"{seconds / factor:,.0f} {unit}"
-            )
-    return Number(f"{seconds:.2f} s")
+    return Number(core_time(seconds))
 
 
 def _size(count: float) -> Number:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return Number(f"{count / factor:.3g} {unit}" if count < 999.5 * factor else f"{count / factor:,.0f} {unit}")
-    return Number(f"{count:.0f} B")
+    return Number(size(count))

@@ -109,19 +109,25 @@ def fetch_and_encode(clip: Clip, job: Job) -> Outcome:
             with turns.to_fetch(), timed(seconds, "fetch"):
                 video = fetch(clip, job.sources, downloads, job.specification.rgb.short_side)
             with turns.to_compute(), timed(seconds, "encode"):
-                rgb = _encode(clip, video, Path(folder), job)
+                rgb = encode(clip, video, Path(folder), job)
         except VideoError as error:
             outcome = Outcome(clip, error.reason, error.message, seconds, versions=versions())
             note_failure(job.output, outcome)
             return outcome
-    members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
-    if clip.label is not None:
-        members[CLASS] = str(job.classes.index[clip.label]).encode()
+    members = members_without_flow(clip, rgb, job)
     job.finished.write(clip, members, complete=job.specification.flow is None)
     return Outcome(clip, seconds=seconds, stored=_stored(members), versions=versions())
 
 
-def _encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> StoredRgb:
+def members_without_flow(clip: Clip, rgb: StoredRgb, job: Job) -> dict[str, bytes]:
+    """What is stored of a clip before its flow."""
+    members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
+    if clip.label is not None:
+        members[CLASS] = str(job.classes.index[clip.label]).encode()
+    return members
+
+
+def encode(clip: Clip, video: Path | StoredSample, folder: Path, job: Job) -> StoredRgb:
     """A clip's RGB as the specification wants it; from a dataset's sample as it is, where that was stored so."""
     coding = job.specification.rgb
     if isinstance(video, Path):
