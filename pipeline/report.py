@@ -271,7 +271,9 @@ def _work(account: Account) -> Html:
     tried: list[Sequence[Cell]] = [
         (Number(str(number)), account.attempts[number, True], account.attempts[number, False]) for number in attempts
     ]
-    when = f"<p>First tried {account.first_tried}, last {account.last_tried}.</p>" if account.first_tried else ""
+    when = (
+        f"<p>The last attempts are of {account.first_tried} to {account.last_tried}.</p>" if account.first_tried else ""
+    )
     return Html(
         "<h2>Seconds a stage</h2><p>Wall-clock time that each clip's last attempt spent in a stage, several clips at a "
         f"time.</p>{table(('Stage', 'Clips', 'Median', '95 %', 'Sum'), rows)}"

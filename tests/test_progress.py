@@ -52,12 +52,14 @@ def test_clips_that_were_found_finished_make_no_rate():
     clock = Clock()
     meter = Meter(100, finished=90, clock=clock)
     clock.wait(10, meter)
-    for _ in range(90):
+    for _ in range(30):
         count(None, found=True)
     assert meter.seconds_left is None
     for _ in range(5):
         count(None)
     assert meter.seconds_left == pytest.approx(10)
+    for _ in range(60):
+        count(None, found=True)
     assert meter.summary() == "95/100 clips (90 found finished)  0.5 clips/s  0:00:10 left  failed 0"
     for _ in range(5):
         count(None)
