@@ -17,13 +17,14 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
+from pipeline.estimate import estimate, lines, to_json
 from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
 from pipeline.generations import compact, withdraw
 from pipeline.lease import run_lease
 from pipeline.ledger import LEDGER, RETRYABLE, read_entries, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
-from pipeline.run import SpecificationChanged, run
+from pipeline.run import SpecificationChanged, make_plan, run
 from pipeline.runners import beam_options, fetching_processes, flow_hints
 from pipeline.storage import open_output, open_path
 from pipeline.verify import verify
@@ -177,10 +178,9 @@ def run_command(
       kinetics-prep run --manifest gs://lists/train.csv --output gs://data/k400 --runner=DataflowRunner \\
         --project=mine --region=europe-west4 --temp_location=gs://data/tmp --sdk_container_image=IMAGE
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
-    # Words before Beam's first option are further lists: `--manifest lists/*.csv`.
-    further = list(takewhile(lambda word: not word.startswith("-"), others))
+    further, for_beam = _further_lists(others)
     try:
-        options = beam_options(others[len(further) :], workers or os.cpu_count() or 1)
+        options = beam_options(for_beam, workers or os.cpu_count() or 1)
         rate = downloads_per_minute / fetching_processes(options) if downloads_per_minute else None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -212,8 +212,8 @@ def run_command(
         ) from error
     for row in plan.listing.rejected:
         click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
-    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due - plan.withdrawn
-    given_up = f"{plan.not_due} failed for good before (--retry), " if plan.not_due else ""
+    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due.total() - plan.withdrawn
+    given_up = f"{plan.not_due.total()} failed for good before (--retry), " if plan.not_due else ""
     given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
     click.echo(
         f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
@@ -234,6 +234,77 @@ def run_command(
         raise click.ClickException("no clip came out well, nothing is published")
     if max_failures is not None and failed > max_failures:
         raise click.ClickException(f"{failed} clips of this run failed, more than --max-failures {max_failures}")
+
+
+@main.command(
+    "plan",
+    context_settings={"ignore_unknown_options": True},
+    short_help="Say what a run would do and cost.",
+    params=list(run_command.params),  # a command line of `run` is one of `plan`
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Clips to measure: drawn by a fixed seed, really fetched and prepared, and not kept.",
+)
+@click.option(
+    "--cores",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Of another machine, for which to say the wall-clock time as well.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines; times in seconds.")
+def plan_command(
+    manifests: tuple[Path, ...],
+    sources: tuple[str, ...],
+    output: Path,
+    flow: str,
+    flow_crf: int,
+    short_side: int,
+    classes: str | None,
+    retry: tuple[str, ...],
+    workers: int | None,
+    cookies: Path | None,
+    proxies: tuple[str, ...],
+    downloads_per_minute: float | None,
+    others: tuple[str, ...],
+    sample: int,
+    cores: int,
+    as_json: bool,
+    **_: object,
+) -> None:
+    """Say what `run` with the same arguments would do, and what it would cost, from a measured sample.
+
+    Nothing is written to the output. Bytes, core-hours and GPU-hours are those of clips prepared one at a time; the
+    wall-clock time is that of workers which never wait.
+
+    Example: kinetics-prep plan --manifest val.csv --source videos/ --output k400 --sample 20
+    """
+    further, for_beam = _further_lists(others)
+    try:
+        beam_options(for_beam, workers or os.cpu_count() or 1)  # refuses what `run` would
+        plan = make_plan(
+            [*manifests, *map(open_path, further)],
+            _ready_sources(sources, cookies, proxies, downloads_per_minute),
+            output,
+            flow=None if flow == "none" else flow_coding(flow, flow_crf),
+            short_side=short_side,
+            classes=classes,
+            retry=RETRYABLE if "all" in retry else retry,
+        )
+        values = to_json(plan, estimate(plan, sample), workers or os.cpu_count() or 1, cores)
+    except (ListError, FormatError, SpecificationChanged, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines(values)))
+
+
+def _further_lists(others: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Words before Beam's first option are further lists, `--manifest lists/*.csv`; the rest is for Beam."""
+    further = tuple(takewhile(lambda word: not word.startswith("-"), others))
+    return further, others[len(further) :]
 
 
 @main.command("compact", short_help="Publish all clips as one generation.")

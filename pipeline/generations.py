@@ -29,7 +29,7 @@ from manifests.index import (
 )
 from manifests.sample import CLASS, FormatError
 from pipeline.ledger import (
-    adopt_failures,
+    adopt_notes,
     being_withdrawn,
     read_ledger,
     record_withdrawal_finished,
@@ -39,6 +39,7 @@ from pipeline.shards import SHARD_NAME, Group, PlannedShard, plan_groups, write_
 
 SCRATCH = ".scratch"
 REPORT = "report.html"
+REPORT_LISTS = "report"  # folder of the lists that the page names
 Places = dict[str, tuple[Shard, np.void]]  # of samples by key: the shard and the record of its index
 
 
@@ -54,14 +55,14 @@ def _write_snapshot(output: Path, snapshot: Snapshot) -> None:
     write_file(folder / "snapshot.json", canonical_json(snapshot.to_json()))
 
 
-def _snapshot_names(output: Path) -> list[str]:
+def snapshot_names(output: Path) -> list[str]:
     """Of the snapshots that are whole, oldest first."""
     folder = output / "snapshots"
     return sorted((name for name in names_in(folder) if (folder / name / "snapshot.json").exists()), key=int)
 
 
 def _next_name(output: Path) -> str:
-    return f"{1 + int(_snapshot_names(output)[-1]):04d}"
+    return f"{1 + int(snapshot_names(output)[-1]):04d}"
 
 
 def all_snapshots(output: Path) -> list[Snapshot]:
@@ -70,7 +71,7 @@ def all_snapshots(output: Path) -> list[Snapshot]:
     Raises:
         FormatError: one that cannot be read.
     """
-    found = [read_snapshot(output, name) for name in _snapshot_names(output)]
+    found = [read_snapshot(output, name) for name in snapshot_names(output)]
     return [snapshot for snapshot in found if snapshot is not None]
 
 
@@ -80,14 +81,14 @@ def finish_interrupted(output: Path) -> None:
     The newest snapshot becomes the current one where its run could not say so any more, or the root was lost; but only
     one whose shards are all there, since then it was complete, all but the root.
     """
-    current, names = read_snapshot(output), _snapshot_names(output)
+    current, names = read_snapshot(output), snapshot_names(output)
     if names and (current is None or int(names[-1]) > int(current.name)):
         newest = read_snapshot(output, names[-1])
         assert newest is not None  # it was asked for by its name
         paths = [(output / shard.path, shard.bytes) for shard in newest.shards]
         if all(path.exists() and path.stat().st_size == size for path, size in paths):
             write_file(output / ROOT, canonical_json(root_json(newest)))
-    adopt_failures(output)
+    adopt_notes(output)
     finish_withdrawals(output)
     _remove_leavings(output)
 
@@ -101,7 +102,7 @@ def _remove_leavings(output: Path) -> None:
             for folder in output.glob(pattern):
                 remove_partial_files(folder)
     named: set[str] = set()
-    for name in _snapshot_names(output):
+    for name in snapshot_names(output):
         # Not the snapshots themselves: after a year of nights they are many, and long.
         for path in (output / "snapshots" / name / "shards.txt").read_text().splitlines():
             named |= {path, path.removesuffix(".tar") + INDEX_SUFFIX}
@@ -201,6 +202,7 @@ def finish_withdrawals(output: Path) -> None:
 
 def _take_out(output: Path, withdrawn: Collection[str]) -> None:
     (output / REPORT).unlink(missing_ok=True)  # it may show them; `report` writes it anew
+    remove_folder(output / REPORT_LISTS)
     for folder in names_in(output / "clips"):
         for key in withdrawn:
             for name in (f"{key}.tar", f"{key}.rgb.tar"):

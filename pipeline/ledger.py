@@ -58,9 +58,9 @@ REASONS = {
 }
 RETRYABLE = tuple(reason for reason in REASONS if reason != WITHDRAWN)
 LEDGER = "ledger/outcomes.jsonl"
-FAILURES = "ledger/failures"  # of the run that is under way: a file a clip, so that a crash forgets none
+NOTES = "ledger/notes"  # of the run that is under way: a file a clip, so that a crash forgets none
 ENTRY_FIELDS = {
-    *("key", "list", "label", "split", "reason", "message"),
+    *("key", "list", "file", "label", "split", "reason", "message"),
     *("attempts", "tried", "seconds", "stored", "versions"),
 }
 READERS = 32  # of notes at a time, each of which is a round trip in a bucket
@@ -151,33 +151,34 @@ def record_outcomes(folder: Path, outcomes: Iterable[Outcome]) -> None:
     _record(folder, map(_outcome_entry, outcomes))
 
 
-def note_failure(folder: Path, outcome: Outcome) -> None:
-    """Keep a clip's failure until the run's end, when the ledger gets it; or the next run's, after a crash."""
-    write_file(folder / FAILURES / f"{outcome.clip.key}.json", _line(_outcome_entry(outcome)))
+def note_outcome(folder: Path, outcome: Outcome) -> None:
+    """Keep what became of a clip until the run's end, when the ledger gets it; or the next run's, after a crash."""
+    write_file(folder / NOTES / f"{outcome.clip.key}.json", _line(_outcome_entry(outcome)))
 
 
-def noted_failure(folder: Path, clip: Clip) -> tuple[str, str] | None:
-    """Reason and message of a failure of this clip that was noted in the run that is under way."""
-    path = folder / FAILURES / f"{clip.key}.json"
+def noted_outcome(folder: Path, clip: Clip) -> Outcome | None:
+    """What was noted of this clip in the run that is under way."""
+    path = folder / NOTES / f"{clip.key}.json"
     try:
         entry = _read_entry(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    return entry["reason"], entry["message"]
+    fields = (entry[name] for name in ("reason", "message", "seconds", "stored", "versions"))
+    return Outcome(clip, *fields)
 
 
-def adopt_failures(folder: Path) -> None:
-    """Put the failures that a killed run noted into the ledger."""
-    notes = [folder / FAILURES / name for name in names_in(folder / FAILURES) if name.endswith(".json")]
+def adopt_notes(folder: Path) -> None:
+    """Put what a killed run noted into the ledger."""
+    notes = [folder / NOTES / name for name in names_in(folder / NOTES) if name.endswith(".json")]
     if notes:
         with ThreadPoolExecutor(READERS) as pool:
             _record(folder, pool.map(lambda note: _read_entry(note.read_bytes(), str(note)), notes))
-    forget_failures(folder)
+    forget_notes(folder)
 
 
-def forget_failures(folder: Path) -> None:
-    """Remove the notes of failures, once they stand in the ledger."""
-    remove_folder(folder / FAILURES)
+def forget_notes(folder: Path) -> None:
+    """Remove the notes, once they stand in the ledger."""
+    remove_folder(folder / NOTES)
 
 
 def record_withdrawn(folder: Path, keys: Iterable[str]) -> None:
@@ -218,6 +219,7 @@ def _update(folder: Path, news: dict[str, dict[str, Any]]) -> None:
 def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
     return _entry(
         outcome.clip.key,
+        file=_file(outcome.clip),
         label=outcome.clip.label,
         split=outcome.clip.split,
         reason=outcome.reason,
@@ -227,6 +229,13 @@ def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
         versions=outcome.versions,
         tried=_now(),
     )
+
+
+def _file(clip: Clip) -> dict[str, Any] | None:
+    """Where a clip of one's own comes from, which its key does not say."""
+    if clip.origin != "file":
+        return None
+    return {"path": clip.video, "start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
 
 
 def _now() -> str:
@@ -243,6 +252,7 @@ def totals(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _entry(
     key: str,
     *,
+    file: dict[str, Any] | None = None,
     label: str | None = None,
     split: str | None = None,
     reason: str | None,
@@ -258,6 +268,7 @@ def _entry(
     return {
         "key": key,
         "list": list_name,  # of rows that became no clip
+        "file": file,
         "label": label,
         "split": split,
         "reason": reason,

@@ -1,169 +1,330 @@
-"""The report page of a dataset: one HTML file without any outside resource."""
+"""The report page of a dataset: one HTML file without any outside resource, and the exact lists beside it."""
 
-import base64
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from flow import colour_legend
-from manifests.files import write_file
-from manifests.index import Snapshot, read_index, read_members, read_metadata, read_snapshot
-from manifests.sample import METADATA
-from pipeline.ledger import REASONS, read_ledger, totals
-from pipeline.preview import FLOW_SCALE_PIXELS, png, preview
+from manifests.files import names_in, write_file
+from manifests.index import Shard, Snapshot, read_snapshot
+from manifests.sample import FRAME_RATE
+from pipeline.account import COLUMNS, FAILURES, Account, Resampled, Share, take_account
+from pipeline.generations import REPORT, REPORT_LISTS, snapshot_names
+from pipeline.ledger import LATER, REASONS, WITHDRAWN
+from pipeline.page import Cell, Html, Number, bars, cards, page, percent, table, unbroken
+from pipeline.pictures import pictures
+from pipeline.progress import STAGES
+from pipeline.units import core_time, size
 
-PICTURES = 12
-PICTURE_WIDTH_PIXELS = 960
-FAILURES_SHOWN = 200
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 64rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; }
-.cards li { background: var(--soft); border-radius: .5rem; padding: .6rem 1rem; min-width: 6rem; }
-.cards b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
-td, th { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .8rem; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; display: block; border-radius: .25rem; }
-figcaption { font-size: .9rem; overflow-wrap: anywhere; }
-"""
+SNAPSHOTS_SHOWN = 20
+DURATION_BARS = 13
+BAR_SECONDS = (0.2, 0.4, 1, 2, 5, 10, 20, 60)
+WINDOW_FRAMES = 64  # that a training takes of a clip
+SHARES_OF_FRAMES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)  # bounds of bars
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a dataset's folder and give its path.
+    """Write `report.html` and the lists that it names into a dataset's folder, and give the page's path.
 
     Raises:
         FormatError: a damaged dataset.
     """
-    path = folder / "report.html"
-    write_file(path, report_page(folder).encode())
-    return path
+    account = take_account(folder, folder / REPORT_LISTS)
+    sections = dataset_sections(folder, account)
+    title = "/".join(folder.resolve().parts[-2:])
+    write_file(folder / REPORT, page(title, [*sections[:1], _downloads(folder), *sections[1:]]).encode())
+    return folder / REPORT
 
 
-def report_page(folder: Path) -> str:
-    """The report of a dataset as an HTML page."""
-    return page("/".join(folder.resolve().parts[-2:]), dataset_sections(folder))
+def dataset_sections(folder: Path, account: Account) -> list[str]:
+    """What became of the clips, what is stored, what it took, frames and flow of a few samples: a piece of HTML each.
 
-
-def dataset_sections(folder: Path) -> list[str]:
-    """Totals, failures by reason and clip, classes, frames and flow of a few samples: a piece of HTML each."""
-    entries = read_ledger(folder)
+    Time and memory do not grow with the dataset, but for what `account` holds.
+    """
     snapshot = read_snapshot(folder)
-    counts = totals(entries.values())
-    sections = [_cards(counts, snapshot), _failures(entries, counts)]
+    sections: list[str] = [
+        _totals(account, snapshot),
+        _failures(account),
+        _attrition(account),
+        _classes_and_reasons(account),
+    ]
+    if account.ok:
+        sections += [_durations(account), _resampling(account), _bytes(account)]
+    sections += [_work(account)]
     if snapshot is not None:
-        sections += [_classes(entries), _pictures(folder, snapshot), _specification(snapshot)]
+        sections += [_generations(folder, snapshot), pictures(folder, snapshot), _specification(snapshot)]
     return sections
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """An HTML page that needs nothing from outside; `title` is plain text, `sections` are HTML."""
-    title = escape(title)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>\n'
-        f"<h1>{title}</h1>\n" + "\n".join(sections) + "\n</body></html>\n"
-    )
-
-
-def _cards(counts: dict[str, Any], snapshot: Snapshot | None) -> str:
-    cards = {"listed": counts["listed"], "ok": counts["ok"], "failed": sum(counts["failed"].values())}
+def _totals(account: Account, snapshot: Snapshot | None) -> Html:
+    failed, rejected = account.failed.total(), account.rows.total()
+    shown: dict[str, Cell] = {"listed": account.listed, "ok": account.ok, "failed": failed, "rows rejected": rejected}
+    shown |= {"with flow": len(account.flow_bytes), "of video": _time(sum(account.frames) / FRAME_RATE)}
+    published = sum(shard.samples for shard in snapshot.shards) if snapshot is not None else 0
     if snapshot is not None:
-        size = sum(shard.bytes for shard in snapshot.shards)
-        cards |= {"shards": len(snapshot.shards), "MB": f"{size / 1e6:.2g}", "snapshot": snapshot.name}
-    items = "".join(f"<li><b>{escape(str(value))}</b>{name}</li>" for name, value in cards.items())
-    return f'<ul class="cards">{items}</ul>'
-
-
-def _failures(entries: dict[str, Any], counts: dict[str, Any]) -> str:
-    failed = [entry for entry in entries.values() if entry["reason"] is not None]
-    if not failed:
-        return "<h2>Failures</h2><p>None.</p>"
-    by_reason = "".join(
-        f'<tr><td>{escape(reason)}</td><td class="n">{number}</td><td>{escape(REASONS[reason].meaning)}</td></tr>'
-        for reason, number in counts["failed"].items()
-    )
-    rows = "".join(
-        f"<tr><td>{escape(entry['key'])}</td><td>{escape(entry['reason'])}</td>"
-        f"<td><pre>{escape(entry['message'])}</pre></td></tr>"
-        for entry in failed[:FAILURES_SHOWN]
-    )
-    more = f"<p>{len(failed) - FAILURES_SHOWN} more in the ledger.</p>" if len(failed) > FAILURES_SHOWN else ""
-    return (
-        f'<h2>Failures</h2><div class="wide"><table><tr><th>Reason</th><th>Clips</th><th>Meaning</th></tr>{by_reason}'
-        '</table></div><div class="wide"><table><tr><th>Clip or row</th><th>Reason</th><th>Message</th></tr>'
-        f"{rows}</table></div>{more}"
+        stored = sum(shard.bytes for shard in snapshot.shards)
+        shown |= {"in shards": _size(stored), "shards": len(snapshot.shards), "snapshot": snapshot.name}
+    differs = "" if published == account.ok else f"<p>The current snapshot holds {published:,} clips.</p>"
+    return Html(
+        f"{cards(shown)}<p>{account.listed:,} listed = {account.ok:,} ok + {failed:,} failed + {rejected:,} rows that "
+        f"became no clip. With flow: {_of(len(account.flow_bytes), account.ok)} of the clips that came out well.</p>"
+        f"{differs}"
     )
 
 
-def _classes(entries: dict[str, Any]) -> str:
-    splits = sorted({entry["split"] or "" for entry in entries.values() if entry["reason"] is None})
-    counts = Counter((entry["label"], entry["split"] or "") for entry in entries.values() if entry["reason"] is None)
-    labels = sorted({label for label, _ in counts}, key=lambda label: label or "")
-    head = "".join(f"<th>{escape(split or 'no split')}</th>" for split in splits)
-    rows = "".join(
-        f"<tr><td>{escape(label) if label else '<i>no label</i>'}</td>"
-        + "".join(f'<td class="n">{counts[label, split]}</td>' for split in splits)
-        + "</tr>"
-        for label in labels
-    )
-    return f'<h2>Clips by class</h2><div class="wide"><table><tr><th>Class</th>{head}</tr>{rows}</table></div>'
-
-
-def _pictures(folder: Path, snapshot: Snapshot) -> str:
-    records = [(shard, record) for shard in snapshot.shards for record in read_index(folder, shard)]
-    # One of each class before a second of any.
-    seen: Counter[int] = Counter()
-    turns = []
-    for shard, record in records:
-        turns.append((seen[int(record["class_index"])], shard, record))
-        seen[int(record["class_index"])] += 1
-    chosen = [(shard, record) for _, shard, record in sorted(turns, key=lambda turn: turn[0])[:PICTURES]]
-    figures = []
-    for shard, record in chosen:
-        with (folder / shard.path).open("rb") as file:
-            members = read_members(file, record)
-        metadata = read_metadata(members[METADATA], shard.path)
-        caption = f"{metadata['label'] or 'no label'} · {metadata['key']} · {metadata['duration_seconds']:g} s"
-        figures.append(clip_figure(members, caption, escape(caption)))
-    legend = ""
-    if snapshot.specification.flow is not None:
-        legend = (
-            f'<figure><img alt="Colour wheel" src="{_data_url(colour_legend(96))}" width="96" height="96"><figcaption>'
-            f"Flow: hue is direction, saturation is speed; the rim is {FLOW_SCALE_PIXELS:g} pixels a frame."
-            "</figcaption></figure>"
+def _downloads(folder: Path) -> Html:
+    names = names_in(folder / REPORT_LISTS)
+    links = {name: f'<a href="{REPORT_LISTS}/{name}" download>{name}</a>' for name in COLUMNS if name in names}
+    failures = links.pop(FAILURES, None)
+    parts = []
+    if links:
+        parts.append(
+            f"<p>The exact list of what came out well: {', '.join(links.values())}. "
+            "<code>kinetics-prep run --manifest</code> reads it.</p>"
         )
-    return f"<h2>Frames and flow</h2>{legend}{''.join(figures)}"
+    if failures:
+        parts.append(f"<p>What failed, with reasons and messages: {failures}.</p>")
+    return Html("".join(parts))
 
 
-def clip_figure(members: dict[str, bytes], description: str, caption: str) -> str:
-    """Frames and flow of a stored sample as an HTML figure; `description` is plain text, `caption` HTML."""
-    picture = preview(members)
-    height = round(picture.shape[0] * PICTURE_WIDTH_PIXELS / picture.shape[1])
-    if picture.shape[1] > PICTURE_WIDTH_PIXELS:  # a smaller one is left to the browser: the page stays small
-        picture = cv2.resize(picture, (PICTURE_WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
-    return (
-        f'<figure><img alt="{escape(description)}" src="{_data_url(picture)}" width="{PICTURE_WIDTH_PIXELS}" '
-        f'height="{height}"><figcaption>{caption}</figcaption></figure>'
+def _failures(account: Account) -> Html:
+    failed = account.failed
+    clips = _reasons_table(account, failed, "Clips", account.clips.total())
+    rows = ""
+    if account.rows:
+        lists = table(
+            ("List", "Reason", "Rows"),
+            [(name, reason, number) for (name, reason), number in sorted(account.rows_of_lists.items())],
+            ("all", None, account.rows.total()),
+        )
+        rows = (
+            f"<h3>Rows that became no clip</h3>{_reasons_table(account, account.rows, 'Rows', account.listed)}{lists}"
+        )
+    return Html(f"<h2>Failures by reason</h2>{clips}{rows}")
+
+
+def _reasons_table(account: Account, reasons: Counter[str], unit: str, listed: int) -> Html:
+    lines: list[Sequence[Cell]] = []
+    for reason, number in reasons.most_common():
+        key, message = account.examples[reason]
+        example = Html(f"<pre>{escape(key)}: {escape(message)}</pre>")
+        again = unbroken(_next_run(reason))
+        lines.append((unbroken(reason), number, percent(number / listed), again, REASONS[reason].meaning, example))
+    all_of_them = ("all", reasons.total(), percent(reasons.total() / listed) if listed else None, None, None, None)
+    return table(("Reason", unit, "Of listed", "The next run", "Meaning", "An example"), lines, all_of_them)
+
+
+def _next_run(reason: str) -> str:
+    if reason == WITHDRAWN:
+        return "never"
+    return "tries again" if REASONS[reason].policy == LATER else "--retry"
+
+
+def _attrition(account: Account) -> Html:
+    if not account.clips:
+        return Html("")
+    total = Share(account.clips.total(), account.failed.total())
+    by_split, by_both = account.shares("split"), account.shares("label", "split")
+    splits = table(
+        ("Split", "Listed", "OK", "Failed", "Lost"),
+        [(split or "no split", *_counts(share)) for (split,), share in by_split.items()],
+        ("all", *_counts(total)),
     )
+    # Where there is one split only, its numbers are those of all.
+    names = sorted((split for (split,) in by_split), key=lambda split: split or "") if len(by_split) > 1 else []
+    classes = table(
+        ("Class", "Listed", "OK", "Failed", "Lost", *(f"OK in {split or 'no split'}" for split in names)),
+        [
+            (_label(label), *_counts(share), *(_ok_of(by_both.get((label, split))) for split in names))
+            for (label,), share in account.shares("label").items()
+        ],
+        ("all", *_counts(total), *(_ok_of(by_split[(split,)]) for split in names)),
+    )
+    return Html(
+        "<h2>Attrition</h2><p>Clips that were listed and are lost, by split and by class, the worst first.</p>"
+        f"{splits}<h3>Clips by class</h3>{classes}"
+    )
+
+
+def _counts(share: Share) -> tuple[int, int, int, Number]:
+    return share.listed, share.listed - share.failed, share.failed, percent(share.lost)
+
+
+def _ok_of(share: Share | None) -> Number:
+    return Number("–" if share is None else f"{share.listed - share.failed:,} of {share.listed:,}")
+
+
+def _classes_and_reasons(account: Account) -> Html:
+    reasons = [reason for reason, _ in account.failed.most_common()]
+    if not reasons:
+        return Html("")
+    counts: Counter[tuple[str | None, str]] = Counter()
+    for kind, number in account.clips.items():
+        if kind.reason is not None:
+            counts[kind.label, kind.reason] += number
+    failed = {label: share.failed for (label,), share in account.shares("label").items() if share.failed}
+    order = sorted(failed, key=lambda label: -failed[label])
+    rows: list[Sequence[Cell]] = [
+        (_label(label), failed[label], *(counts[label, reason] for reason in reasons)) for label in order
+    ]
+    total: Sequence[Cell] = ("all", account.failed.total(), *(account.failed[reason] for reason in reasons))
+    return Html(f"<h2>Failures by class and reason</h2>{table(('Class', 'Failed', *reasons), rows, total)}")
+
+
+def _durations(account: Account) -> Html:
+    frames = np.array(account.frames)
+    seconds = frames / FRAME_RATE
+    low, median, high = np.quantile(seconds, [0.05, 0.5, 0.95])
+    words = (
+        f"<p>5 % last up to {low:.4g} s, half up to {median:.4g} s, 95 % up to {high:.4g} s; the shortest has "
+        f"{frames.min()} frames, the longest {frames.max():,}. Fewer than {WINDOW_FRAMES} frames, which a training "
+        f"takes: {_of(int((frames < WINDOW_FRAMES).sum()), len(frames))}.</p>"
+    )
+    short = np.array(account.missing_frames)
+    if len(short):
+        words += (
+            f"<p>Shorter than listed: {_of(len(short), len(frames))}; of these half lack up to "
+            f"{np.median(short) / FRAME_RATE:.2g} s, the worst {short.max() / FRAME_RATE:.3g} s.</p>"
+        )
+    return Html(f"<h2>Durations</h2>{bars('Clips by duration', duration_counts(frames))}{words}")
+
+
+def duration_counts(frames: np.ndarray) -> dict[str, int]:
+    """Clips by their duration in seconds, from the shortest to the longest, in few bars of equal width."""
+    span_seconds = (frames.max() - frames.min()) / FRAME_RATE
+    width = next((width for width in BAR_SECONDS if span_seconds / width < DURATION_BARS - 1), BAR_SECONDS[-1])
+    step = round(width * FRAME_RATE)
+    numbers, counts = np.unique(frames // step, return_counts=True)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return {
+        f"{number * width:.4g}–{(number + 1) * width:.4g} s": found.get(number, 0)
+        for number in range(int(numbers[0]), int(numbers[-1]) + 1)
+    }
+
+
+def _resampling(account: Account) -> Html:
+    frames = np.array(account.frames)
+    kinds = {"Duplicated": account.duplicated, "Dropped": account.dropped}
+    rows: list[Sequence[Cell]] = []
+    for name, resampled in kinds.items():
+        counts = np.array(resampled.counts)
+        shares = counts / frames
+        quantiles = [percent(float(value)) for value in np.quantile(shares, [0.5, 0.95, 1])]
+        affected = int((counts > 0).sum())
+        total = int(counts.sum())
+        rows.append((name, affected, percent(affected / len(frames)), total, percent(total / frames.sum()), *quantiles))
+    head = ("Frames", "Clips with any", "Of clips", "Frames in all", "Of stored", "Median clip", "95 %", "Worst")
+    drawn = "".join(
+        f"<h3>{name} frames, as a share of a clip's stored frames</h3>{bars(name, _share_counts(resampled, frames))}"
+        f"{_most(name, resampled)}"
+        for name, resampled in kinds.items()
+        if resampled.most
+    )
+    return Html(
+        f"<h2>Duplicated and dropped frames</h2><p>By resampling to {FRAME_RATE} fps: a slower source shows frames "
+        f"again, between which nothing moves; of a faster one frames are left out.</p>{table(head, rows)}{drawn}"
+    )
+
+
+def _share_counts(resampled: Resampled, frames: np.ndarray) -> dict[str, int]:
+    shares = np.array(resampled.counts) / frames
+    bounds = [*SHARES_OF_FRAMES, np.inf]
+    found = {"none": int((shares == 0).sum())}
+    for low, high in pairwise(bounds):
+        name = f"{100 * low:g}–{100 * high:g} %" if np.isfinite(high) else f"over {100 * low:g} %"
+        found[name] = int(((shares > low) & (shares <= high)).sum())
+    return found
+
+
+def _most(name: str, resampled: Resampled) -> Html:
+    rows = [(key, number, frames) for number, key, frames in sorted(resampled.most, reverse=True)]
+    return table(("Clips with most", name, "Stored frames"), rows)
+
+
+def _bytes(account: Account) -> Html:
+    rgb, flow = np.array(account.rgb_bytes), np.array(account.flow_bytes)
+    seconds = sum(account.frames) / FRAME_RATE
+    rows: list[Sequence[Cell]] = []
+    for name, sizes in (("RGB", rgb), ("flow", flow)):
+        if len(sizes):
+            quantiles = [_size(value) for value in np.quantile(sizes, [0.5, 0.95])]
+            # Where some clips have no flow, its bytes are those of the others' seconds; they differ by little.
+            ten_seconds = _size(sizes.sum() / (seconds * len(sizes) / len(rgb)) * 10)
+            rows.append((name, len(sizes), _size(sizes.sum()), _size(sizes.mean()), *quantiles, ten_seconds))
+    total = (rgb.sum() + flow.sum(), (rgb.sum() + flow.sum()) / len(rgb))
+    head = ("Stream", "Clips", "In all", "A clip", "Median", "95 %", "Of 10 s")
+    last = ("both", len(rgb), _size(total[0]), _size(total[1]), None, None, _size(total[0] / seconds * 10))
+    return Html(f"<h2>Bytes</h2>{table(head, rows, last)}")
+
+
+def _work(account: Account) -> Html:
+    rows: list[Sequence[Cell]] = []
+    for stage in (stage for stage in STAGES if stage in account.seconds):
+        seconds = np.array(account.seconds[stage], np.float64)
+        median, high = (_time(value) for value in np.quantile(seconds, [0.5, 0.95]))
+        rows.append((stage, len(seconds), median, high, _time(seconds.sum())))
+    attempts = sorted({number for number, _ in account.attempts})
+    tried: list[Sequence[Cell]] = [
+        (Number(str(number)), account.attempts[number, True], account.attempts[number, False]) for number in attempts
+    ]
+    when = (
+        f"<p>The last attempts are of {account.first_tried} to {account.last_tried}.</p>" if account.first_tried else ""
+    )
+    return Html(
+        "<h2>Seconds a stage</h2><p>Wall-clock time that each clip's last attempt spent in a stage, several clips at a "
+        f"time.</p>{table(('Stage', 'Clips', 'Median', '95 %', 'Sum'), rows)}"
+        f"<h2>Attempts</h2>{table(('Attempts', 'OK', 'Failed'), tried)}{when}"
+        f"<h2>Versions</h2>{table(('Programs', 'Clips'), account.versions.most_common())}"
+    )
+
+
+def _generations(folder: Path, snapshot: Snapshot) -> Html:
+    generations: dict[int, list[Shard]] = {}
+    for shard in snapshot.shards:
+        generations.setdefault(int(Path(shard.path).name[1:].split("-")[0]), []).append(shard)
+    rows = [(f"{number:04d}", *_sum(shards)) for number, shards in sorted(generations.items())]
+    made_by = Counter(", ".join(f"{name} {version}" for name, version in made.items()) for made in snapshot.provenance)
+    names = snapshot_names(folder)
+    older = len(names) - SNAPSHOTS_SHOWN
+    more = f"<p>{older:,} older ones are not shown.</p>" if older > 0 else ""
+    return Html(
+        f"<h2>Generations and snapshots</h2><p>What the current snapshot, {escape(snapshot.name)}, consists of.</p>"
+        f"{table(('Generation', 'Shards', 'Clips', 'Bytes'), rows, ('all', *_sum(snapshot.shards)))}"
+        f"{table(('Made by', 'Generations'), made_by.most_common())}"
+        f"<h3>Snapshots, and what each added</h3>{_snapshots(folder, names[-SNAPSHOTS_SHOWN - 1 :])}{more}"
+    )
+
+
+def _snapshots(folder: Path, names: Sequence[str]) -> Html:
+    """The newest snapshots against those before them; the first of more than are shown is only compared with."""
+    rows: list[Sequence[Cell]] = []
+    before: dict[str, int] = {}
+    for name in names:
+        snapshot = read_snapshot(folder, name)
+        assert snapshot is not None  # it is one of those that are there
+        samples = {shard.path: shard.samples for shard in snapshot.shards}
+        added, gone = (
+            sum(one[path] for path in one.keys() - other.keys())
+            for one, other in ((samples, before), (before, samples))
+        )
+        rows.append((name, *_sum(snapshot.shards), added, gone))
+        before = samples
+    rows = rows[-SNAPSHOTS_SHOWN:]
+    return table(("Snapshot", "Shards", "Clips", "Bytes", "In new shards", "In shards that went"), reversed(rows))
+
+
+def _sum(shards: Sequence[Shard]) -> tuple[int, int, Number]:
+    return len(shards), sum(shard.samples for shard in shards), _size(sum(shard.bytes for shard in shards))
 
 
 def _specification(snapshot: Snapshot) -> str:
     text = escape(snapshot.specification.name)
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in _flat(snapshot.specification.to_json())
-    )
-    return f'<h2>Specification {text}</h2><div class="wide"><table>{rows}</table></div>'
+    rows = list(_flat(snapshot.specification.to_json()))
+    return f"<h2>Specification {text}</h2>{table(('Field', 'Value'), rows)}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -174,5 +335,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield prefix + name, "none" if value is None else str(value)
 
 
-def _data_url(picture: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+def _label(label: str | None) -> Cell:
+    return Html("<i>no label</i>") if label is None else label
+
+
+def _of(number: int, total: int) -> str:
+    return f"{number:,}" if not total else f"{number:,} ({percent(number / total)})"
+
+
+def _time(seconds: float) -> Number:
+    return Number(core_time(seconds))
+
+
+def _size(count: float) -> Number:
+    return Number(size(count))

@@ -1,6 +1,7 @@
 """A run from its arguments to a published snapshot: what is to do, under a lease, on a Beam runner."""
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,8 @@ class Plan:
     listing: Listing
     clips: list[Clip]
     job: Job
-    not_due: int  # clips that failed for good and that nobody asked to try again
+    finished: int  # of the clips: an earlier run has left them finished, only their shards are to be written
+    not_due: Counter[str]  # by reason: clips that failed for good and that nobody asked to try again
     withdrawn: int  # clips that were taken down
     submitted: bool = False  # the job goes on elsewhere
 
@@ -96,7 +98,7 @@ def run(
             pipeline.run()
             held.handed_over = True
             return replace(plan, submitted=True)
-        with shown_progress(len(plan.clips)):
+        with shown_progress(len(plan.clips), plan.finished):
             pipeline.run().wait_until_finish()
     return plan
 
@@ -141,8 +143,14 @@ def make_plan(
     clips = [clip for clip in open_clips if is_due(reasons.get(clip.key), retry) or clip.key in finished]
     due = {clip.key for clip in clips}
     archives = [to_read(output, source, due) for source in sources if isinstance(source, ArchiveSource)]
-    job = replace(job, archives=tuple(wave for waves in archives for wave in waves))
-    return Plan(listing, clips, job, not_due=len(open_clips) - len(clips), withdrawn=len(unpublished) - len(open_clips))
+    return Plan(
+        listing,
+        clips,
+        replace(job, archives=tuple(wave for waves in archives for wave in waves)),
+        finished=len(due & finished),
+        not_due=Counter(reason for clip in open_clips if clip.key not in due and (reason := reasons[clip.key])),
+        withdrawn=len(unpublished) - len(open_clips),
+    )
 
 
 def _check_short_side(short_side: int) -> None:

@@ -33,7 +33,7 @@ from pipeline import generations, lease, progress, turns
 from pipeline.archives import ArchiveError, note_contents, read_archive
 from pipeline.fetch import CutClip, Source, Video, fetch, reading
 from pipeline.generations import SCRATCH
-from pipeline.ledger import Outcome, forget_failures, note_failure, noted_failure, record_outcomes
+from pipeline.ledger import Outcome, forget_notes, note_outcome, noted_outcome, record_outcomes
 from pipeline.process import run_child
 from pipeline.remote import RemoteVideo
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
@@ -122,7 +122,7 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
         keys: list[str] = []
         try:
             with _scratch_folder(job) as folder, turns.to_fetch(), ThreadPoolExecutor(CLIPS_OF_AN_ARCHIVE) as pool:
-                pending: set[Future[Outcome]] = set()
+                pending: set[Future[None]] = set()
                 open_clips = partial(_is_open, wanted, job)
                 for key, file in read_archive(archive, folder, open_clips):
                     keys.append(key)
@@ -154,10 +154,12 @@ def _is_open(wanted: dict[str, Clip], job: Job, key: str) -> bool:
     return key in wanted and not _kept(wanted[key], job)
 
 
-def _keep_member(clip: Clip, file: Path, job: Job) -> Outcome:
+def _keep_member(clip: Clip, file: Path, job: Job) -> None:
     try:
         with _scratch_folder(job) as folder:
-            return _encode_and_keep(clip, CutClip(file), folder, job, {})
+            outcome = _encode_and_keep(clip, CutClip(file), folder, job, {})
+        if outcome.reason is None:  # what failed is noted already
+            note_outcome(job.output, outcome)
     finally:
         file.unlink()
 
@@ -178,9 +180,10 @@ def fetch_and_encode(clip: Clip, job: Job, *archives: Any) -> Outcome:
         archives: what `take_from_archive` gave for the job's archives, wave by wave.
     """
     lease.renew(job.output, job.lease)
+    noted = noted_outcome(job.output, clip) if job.archives else None
     if kept := _kept(clip, job):
-        return Outcome(clip, stored=_stored(kept))
-    earlier = [_not_in_archives(clip, job, [problem for wave in archives for problem in wave])] if job.archives else []
+        return noted if noted and not noted.reason else Outcome(clip, stored=_stored(kept))
+    earlier = [_not_in_archives(noted, [problem for wave in archives for problem in wave])] if job.archives else []
     seconds: dict[str, float] = {}
     with _scratch_folder(job) as folder:
         downloads = folder / "download"
@@ -193,10 +196,10 @@ def fetch_and_encode(clip: Clip, job: Job, *archives: Any) -> Outcome:
         return _encode_and_keep(clip, video, folder, job, seconds)
 
 
-def _not_in_archives(clip: Clip, job: Job, problems: list[str]) -> VideoError:
+def _not_in_archives(noted: Outcome | None, problems: list[str]) -> VideoError:
     """Why a clip was not found in archives, or not found well."""
-    if noted := noted_failure(job.output, clip):
-        return VideoError(*noted)
+    if noted and noted.reason:
+        return VideoError(noted.reason, noted.message)
     if problems:
         return VideoError("fetch-failed", "in no archive that could be read; not read were: " + "; ".join(problems))
     return VideoError("missing", "in none of the archives")
@@ -208,7 +211,7 @@ def _kept(clip: Clip, job: Job) -> dict[str, bytes] | None:
 
 def _failed(clip: Clip, error: VideoError, job: Job, seconds: dict[str, float]) -> Outcome:
     outcome = Outcome(clip, error.reason, error.message, seconds, versions=versions())
-    note_failure(job.output, outcome)
+    note_outcome(job.output, outcome)
     return outcome
 
 
@@ -216,17 +219,23 @@ def _encode_and_keep(clip: Clip, video: Video, folder: Path, job: Job, seconds: 
     lease.renew(job.output, job.lease)
     try:
         with turns.to_compute(), timed(seconds, "encode"):
-            rgb = _encode(clip, video, folder, job)
+            rgb = encode(clip, video, folder, job)
     except VideoError as error:
         return _failed(clip, error, job, seconds)
-    members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
-    if clip.label is not None:
-        members[CLASS] = str(job.classes.index[clip.label]).encode()
+    members = members_without_flow(clip, rgb, job)
     job.finished.write(clip, members, complete=job.specification.flow is None)
     return Outcome(clip, seconds=seconds, stored=_stored(members), versions=versions())
 
 
-def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
+def members_without_flow(clip: Clip, rgb: StoredRgb, job: Job) -> dict[str, bytes]:
+    """What is stored of a clip before its flow."""
+    members = {RGB: rgb.content, METADATA: canonical_json(describe(clip, rgb, job.specification, job.classes))}
+    if clip.label is not None:
+        members[CLASS] = str(job.classes.index[clip.label]).encode()
+    return members
+
+
+def encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
     """A clip's RGB as the specification wants it; from a dataset's sample as it is, where that was stored so."""
     coding = job.specification.rgb
     if isinstance(video, Path):
@@ -247,7 +256,7 @@ def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
 def compute_flow(outcome: Outcome, job: Job) -> Outcome:
     """Add flow to a clip that came out well, from its decoded stored frames, and keep it as finished."""
     outcome = _with_flow(outcome, job)
-    progress.count(outcome.reason)
+    progress.count(outcome.reason, found=outcome.reason is None and not outcome.seconds)
     return outcome
 
 
@@ -293,10 +302,11 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note in `seconds` how long the block took."""
+    """Note in `seconds` how long the block took, and for the display that it is in work."""
     started = time.monotonic()
     try:
-        yield
+        with progress.working(stage):
+            yield
     finally:
         seconds[stage] = time.monotonic() - started
 
@@ -304,13 +314,16 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def cut_into_shards(job: Job, outcomes: Iterable[Outcome]) -> list[PlannedShard]:
     """Plan the shards of the run's generation: of all clips that came out well."""
     clips = (outcome.clip for outcome in outcomes if outcome.reason is None)
-    return plan_shards(clips, job.generation, job.specification)
+    planned = plan_shards(clips, job.generation, job.specification)
+    progress.count_shards(len(planned))
+    return planned
 
 
 def build_shard(planned: PlannedShard, job: Job) -> Shard:
     """Write one shard of the generation."""
     lease.renew(job.output, job.lease)
-    return write_shard(planned, job.finished.members, job.output)
+    with progress.working("shards"):
+        return write_shard(planned, job.finished.members, job.output)
 
 
 def finish(job: Job, outcomes: Iterable[Outcome], shards: Iterable[Shard]) -> None:
@@ -324,7 +337,7 @@ def finish(job: Job, outcomes: Iterable[Outcome], shards: Iterable[Shard]) -> No
     if before is None or int(before.name) < job.generation:  # else this is done again, after a worker's crash
         lease.require(job.output, job.lease)
         record_outcomes(job.output, outcomes)
-        forget_failures(job.output)
+        forget_notes(job.output)
         publish(list(shards), job)
     remove_folder(job.output / SCRATCH)
     lease.release(job.output, job.lease)

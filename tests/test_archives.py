@@ -74,7 +74,21 @@ def test_clips_of_archives(tmp_path, listed, clip, serve, make_video):
         assert {key: entry["reason"] for key, entry in entries.items()} == {A: None, B: None, C: None, D: "missing"}
         assert "empty-file: " in entries[D]["message"]
         assert entries[A]["stored"]["frames"] == 50
+        assert entries[A]["seconds"]["encode"] > 0
     assert shards(tmp_path / "folder") == shards(tmp_path / "list") == shards(tmp_path / "net")
+
+
+def test_a_plan_is_measured_on_clips_of_archives(tmp_path, listed, clip):
+    content = clip("64x48")
+    pack(
+        tmp_path / "tars" / "part.tar.gz", {f"{A}.mp4": content, "other_000000_000001.mp4": b"x", f"{B}.mp4": b"broken"}
+    )
+    output = tmp_path / "out"
+    plan = ("plan", "--manifest", listed, "--source", f"tar:{tmp_path / 'tars'}", "--output", output, *RUN)
+    found = json.loads(prep(*plan, "--json"))
+    assert (found["due"], found["sample"], found["sample_failed"]) == (4, 2, {"not-a-video": 1})
+    assert found["a_clip"]["bytes to fetch"]["mean"] == (len(content) + len(b"broken")) / 2
+    assert not output.exists()
 
 
 def test_a_replacement_archive_overrides(tmp_path, listed, clip):

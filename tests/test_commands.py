@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from train.cli import evaluate_command, predict_command, train_command
 
-COMMANDS = {"run", "status", "verify", "preview", "report", "compact", "purge"}
+COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "purge"}
 
 
 @pytest.mark.parametrize(

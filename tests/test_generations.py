@@ -22,7 +22,7 @@ from pipeline.ledger import (
     PERMANENT,
     REASONS,
     Outcome,
-    note_failure,
+    note_outcome,
     read_ledger,
     record_outcomes,
     record_rejected,
@@ -74,7 +74,7 @@ def run(folder, output, numbers, fates, retry=(), kill=None):
         reason = fates[clip.key] if plan.job.finished.read(clip, complete=True) is None else None
         outcomes.append(Outcome(clip, reason, reason or ""))
         if reason:
-            note_failure(output, outcomes[-1])
+            note_outcome(output, outcomes[-1])
         else:
             plan.job.finished.write(clip, members_of(clip, plan.job), complete=True)
     worked_on = {clip.key for clip in plan.clips}
@@ -256,7 +256,7 @@ def test_failures_survive_a_killed_run(tmp_path):
     ledger = read_ledger(output)
     assert (ledger[KEYS[1]]["reason"], ledger[KEYS[1]]["attempts"]) == ("corrupt", 1)
     assert (ledger[KEYS[2]]["reason"], ledger[KEYS[2]]["attempts"]) == (None, 2)
-    assert not (output / "ledger" / "failures").exists()
+    assert not (output / "ledger" / "notes").exists()
 
 
 def test_nothing_to_compact(tmp_path):
@@ -265,8 +265,8 @@ def test_nothing_to_compact(tmp_path):
 
 
 def test_a_damaged_note_of_a_failure_is_named(tmp_path):
-    (tmp_path / "ledger" / "failures").mkdir(parents=True)
-    (tmp_path / "ledger" / "failures" / "x.json").write_text(json.dumps({"key": "x"}))
+    (tmp_path / "ledger" / "notes").mkdir(parents=True)
+    (tmp_path / "ledger" / "notes" / "x.json").write_text(json.dumps({"key": "x"}))
     with pytest.raises(FormatError, match=r"x\.json: not an entry"):
         finish_interrupted(tmp_path)
 

@@ -178,7 +178,7 @@ def test_preview_and_report(dataset, tmp_path):
     prep("report", dataset)
     page = (dataset / "report.html").read_text()
     assert page.count("<figure>") == 5
-    assert "&lt;" not in page.split("<h2>Clips by class")[1]
+    assert "&lt;" not in page.split("<h2>Attrition")[1]
     assert "http" not in page.replace("data:", "")
 
 
@@ -467,6 +467,7 @@ def test_retry_compact_and_purge(tmp_path, make_video):
     assert "0 problems" in prep("verify", output, "--decode")
     assert counts(output) == {"listed": 3, "ok": 2, "failed": {"withdrawn": 1}}
     assert not (output / "report.html").exists()
+    assert not (output / "report").exists()
     assert "1 taken down, 0 clips worked on" in prep(*run, "--retry", "all")
     assert prep("report", output)
     with lease(output):

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from manifests.files import write_file
+from pipeline.account import take_account
+from pipeline.page import page
+from pipeline.pictures import clip_figure
 from pipeline.preview import read_sample
-from pipeline.report import clip_figure, dataset_sections, page
+from pipeline.report import dataset_sections
 from train.log import read_metrics
 from train.report import loss_curves, per_class_table, prediction, validation_curves
 
@@ -29,7 +32,7 @@ def write_page(folder: Path, runs: dict[str, Path], found: dict[str, Any], singl
         f"<h2>Held-out clips by class</h2>{per_class_table(found)}",
         _predictions(folder / "dataset", found["clips"]),
         "<h1>The data</h1>",
-        *dataset_sections(folder / "dataset"),
+        *dataset_sections(folder / "dataset", take_account(folder / "dataset")),
     ]
     path = folder / "report.html"
     write_file(path, page("Two-stream I3D on rendered motion", sections).encode())
