@@ -1,0 +1,175 @@
+"""kinetics-prep in a process that stops at a chosen moment, its work counted; this file is also the program that does so.
+
+A moment is `module:function:call`, where the process stops just before that call, or with `:after` behind it, just
+after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead.
+"""
+
+import functools
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TOLD = "CRASH"  # the environment variable that says where calls are noted, where to stop, and which constants differ
+ROOT = Path(__file__).parents[1]
+PROGRAM = Path(sys.executable).with_name("kinetics-prep")
+VIDEO = re.compile(r"file:\S*?(\w+)\.mp4|^(\w{11})_\d{6}_")  # the first file of a command, or a key
+WRAPPER = """#!/bin/sh
+number=1
+until mkdir "{calls}/{name}-$number" 2>/dev/null; do number=$((number + 1)); done
+echo "$*" > "{calls}/{name}-$number/arguments"
+case " $STOP " in *" {name}:$number "*) echo $$ > "{calls}/stopped-{name}"; kill -STOP $$ ;; esac
+exec {program} "$@"
+"""
+
+
+class Place:
+    """A folder with an output, a folder for temporary files, programs that note that they are called, and the notes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output, self.calls, self.temporary, self.programs = (
+            folder / name for name in ("out", "calls", "temporary", "programs")
+        )
+        for made in (self.calls, self.temporary, self.programs):
+            made.mkdir(parents=True)
+        for name in ("ffmpeg", "ffprobe"):
+            wrapper = WRAPPER.format(calls=self.calls, name=name, program=shutil.which(name))
+            (self.programs / name).write_text(wrapper)
+            (self.programs / name).chmod(0o755)
+
+    @property
+    def path(self) -> str:
+        """PATH with the programs of this place first."""
+        return f"{self.programs}:{os.environ['PATH']}"
+
+    def start(self, *arguments: object, stop: str = "", **constants: float) -> "subprocess.Popen[str]":
+        """Start kinetics-prep, as it is installed or, with a moment in Python or other constants, by this file."""
+        in_python = ":" in stop and not stop.startswith("ff")
+        told = {"calls": str(self.calls), "stop": stop if in_python else "", "constants": constants}
+        environment = {**os.environ, "PATH": self.path, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
+        environment |= {TOLD: json.dumps(told), "STOP": stop}
+        program = [sys.executable, __file__] if in_python or constants else [PROGRAM]
+        with (self.folder / "said.txt").open("w") as said:
+            return subprocess.Popen([*program, *map(str, arguments)], env=environment, stdout=said, stderr=said)
+
+    @property
+    def said(self) -> str:
+        """What the process that was started last has written."""
+        return (self.folder / "said.txt").read_text()
+
+    def stopped(self) -> list[int]:
+        """Processes that have come to their moment."""
+        return [int(text) for path in self.calls.glob("stopped-*") if (text := path.read_text())]
+
+    def called(self, name: str) -> list[str]:
+        """The videos that a program, or "flow", was called for; "video" is one that was downloaded."""
+        notes = (path.read_text() for path in self.calls.glob(f"{name}-*/arguments"))
+        found = (VIDEO.search(note) for note in notes)
+        return sorted(match[1] or match[2] for match in found if match)
+
+    def forget_calls(self) -> None:
+        shutil.rmtree(self.calls)
+        self.calls.mkdir()
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the processes that were started here, by themselves or by others that were."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            ours = str(self.folder).encode() in environment + command
+            if ours and state != "Z" and int(entry.name) != os.getpid():
+                found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def kill_everything(self) -> None:
+        for process in self.processes():
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def finished(self) -> dict[str, tuple[int, int]]:
+        """Finished clips by their names, which end in .rgb.tar where the flow is missing: inode and time."""
+        stats = {path.name: path.stat() for path in self.output.glob("clips/*/[!.]*.tar")}
+        return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+    def leavings(self) -> list[Path]:
+        """Temporary files and folders that should have gone."""
+        files = [path for path in self.output.rglob("*") if path.suffix == ".partial" or path.name == ".scratch"]
+        return [*files, *self.temporary.iterdir(), *self.output.glob("ledger/failures")]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "never came"
+        time.sleep(0.02)
+
+
+def note_call(calls: Path, name: str, arguments: str) -> int:
+    """Count a call. Gives its number."""
+    number = 1
+    while True:
+        try:
+            (calls / f"{name}-{number}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            (calls / f"{name}-{number}" / "arguments").write_text(arguments)
+            return number
+
+
+def counting_flow(calls: Path, add_flow: Callable) -> Callable:
+    """`pipeline.steps.add_flow`, each call of which is noted."""
+
+    def counted(members, coding):
+        note_call(calls, "flow", json.loads(members["json"])["key"])
+        return add_flow(members, coding)
+
+    return counted
+
+
+def _stopping(calls: Path, name: str, call: int, after: bool, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def stops(*arguments, **options):
+        number = note_call(calls, f"moment-{name}", "")
+        result = function(*arguments, **options) if after else None
+        if number == call:
+            (calls / "stopped-python").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)  # all its threads
+        return result if after else function(*arguments, **options)
+
+    return stops
+
+
+def main() -> None:
+    """Run kinetics-prep as the environment tells."""
+    told = json.loads(os.environ[TOLD])
+    calls = Path(told["calls"])
+    from pipeline import cli, steps
+
+    steps.add_flow = counting_flow(calls, steps.add_flow)
+    for place, value in told["constants"].items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
+    if told["stop"]:
+        module_name, name, call, *after = told["stop"].split(":")
+        module = importlib.import_module(module_name)
+        setattr(module, name, _stopping(calls, name, int(call), after == ["after"], getattr(module, name)))
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
