@@ -32,7 +32,7 @@ from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCod
 from pipeline import generations, lease, progress, turns
 from pipeline.archives import ArchiveError, note_contents, read_archive
 from pipeline.fetch import CutClip, Source, Video, fetch
-from pipeline.generations import SCRATCH
+from pipeline.generations import SCRATCH, scratch_prefix
 from pipeline.ledger import Outcome, forget_failures, note_failure, noted_failure, record_outcomes
 from pipeline.process import run_child
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """Folder of this machine for what is being worked on; that of an output here is emptied by the next run."""
+        """Folder of this machine for what is being worked on; the next run here removes what is left in it."""
         return Path(tempfile.gettempdir()) if in_bucket(self.output) else self.output / SCRATCH
 
     @property
@@ -163,7 +163,7 @@ def _keep_member(clip: Clip, file: Path, job: Job) -> Outcome:
 @contextmanager
 def _scratch_folder(job: Job) -> Iterator[Path]:
     job.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=job.scratch, prefix=scratch_prefix(job.output)) as folder:
         yield Path(folder)
 
 

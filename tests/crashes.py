@@ -1,20 +1,26 @@
-"""kinetics-prep in a process that stops at a chosen moment, its work counted; this file is also the program that does so.
+"""kinetics-prep in a process that stops at a chosen moment, its work counted; this file is also that program.
 
 A moment is `module:function:call`, where the process stops just before that call, or with `:after` behind it, just
 after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead.
 """
 
+import contextlib
 import functools
+import http.client
 import importlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 TOLD = "CRASH"  # the environment variable that says where calls are noted, where to stop, and which constants differ
@@ -95,10 +101,8 @@ class Place:
 
     def kill_everything(self) -> None:
         for process in self.processes():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def finished(self) -> dict[str, tuple[int, int]]:
         """Finished clips by their names, which end in .rgb.tar where the flow is missing: inode and time."""
@@ -116,6 +120,95 @@ def wait_for(condition: Callable[[], object], seconds: float = 180.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "never came"
         time.sleep(0.02)
+
+
+class SilentServer(ThreadingHTTPServer):
+    """Serves a folder; while `served` is a number, it gives so many bytes of a file and then falls silent."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _SilentHandler)
+        self.folder, self.served, self.asked, self.closing = folder, None, threading.Event(), threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/{{youtube_id}}.mp4"
+
+
+class _SilentHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        content, served = (self.server.folder / Path(self.path).name).read_bytes(), self.server.served
+        self.server.asked.set()
+        if served == 0:
+            self.server.closing.wait()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "video/mp4")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:served])
+        self.wfile.flush()
+        if served is not None:
+            self.server.closing.wait()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+class FailingStorage(ThreadingHTTPServer):
+    """Stands before a Google Storage and fails a share of the requests.
+
+    It refuses them, drops them, or carries them out and drops the answer.
+    """
+
+    def __init__(self, address: str, share: float, seed: int) -> None:
+        super().__init__(("127.0.0.1", 0), _FailingHandler)
+        self.address, self.share, self.random, self.fates = address, share, random.Random(seed), Counter[str]()
+        self.lock = threading.Lock()
+
+    def fate(self) -> str:
+        with self.lock:
+            fails = self.random.random() < self.share
+            fate = self.random.choice(("refused", "dropped", "answer dropped")) if fails else "carried out"
+            self.fates[fate] += 1
+        return fate
+
+
+class _FailingHandler(BaseHTTPRequestHandler):
+    def forward(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fate = self.server.fate()
+        if fate == "refused":
+            self.send_error(503)
+        if fate in ("refused", "dropped"):
+            return
+        connection = http.client.HTTPConnection(self.server.address, timeout=60)
+        passed_on = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+        connection.request(self.command, self.path, content, passed_on)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        if fate == "answer dropped":
+            return
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = forward
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
+    """Answer requests while the block runs."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def note_call(calls: Path, name: str, arguments: str) -> int:

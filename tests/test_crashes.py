@@ -2,20 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
-import threading
 from dataclasses import dataclass
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from manifests.index import read_snapshot
-from pipeline import steps
+from pipeline import lease, steps
 from pipeline.cli import main
-from tests.crashes import Place, counting_flow, wait_for
+from pipeline.storage import open_output
+from tests.crashes import PROGRAM, FailingStorage, Place, SilentServer, counting_flow, serving, wait_for
 
 LIST = (
     "label,youtube_id,time_start,time_end,split\n"
@@ -120,44 +120,11 @@ def undisturbed(tmp_path_factory, videos):
     return output
 
 
-class SilentServer(ThreadingHTTPServer):
-    """Serves a folder; while `served` is a number, it gives so many bytes of a file and no more, without an end."""
-
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.served, self.asked, self.closing = folder, None, threading.Event(), threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/{{youtube_id}}.mp4"
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def do_GET(self):
-        content = (self.server.folder / Path(self.path).name).read_bytes()
-        self.server.asked.set()
-        if self.server.served == 0:
-            self.server.closing.wait()
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "video/mp4")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: self.server.served])
-        self.wfile.flush()
-        if self.server.served is not None:
-            self.server.closing.wait()
-
-    def log_message(self, format, *arguments):
-        pass
-
-
 @pytest.fixture
 def silent(videos):
-    server = SilentServer(videos)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.closing.set()
-    server.shutdown()
-    server.server_close()
+    with serving(SilentServer(videos)) as server:
+        yield server
+        server.closing.set()
 
 
 def wait_for_moment(place, moment, server):
@@ -223,3 +190,198 @@ def test_a_killed_run_goes_on_where_it_stood(place, undisturbed, videos, silent,
     assert not place.leavings()
     assert not place.processes()
     assert "3 decoded, 0 problems" in prep("verify", place.output, "--decode")
+
+
+@pytest.mark.slow
+def test_replayed_bundles_compute_no_clip_twice(place, undisturbed, videos):
+    command = ("run", "--manifest", videos / "list.csv", "--source", videos, "--output", place.output, *SIZE)
+    prep(*command, "--direct_runner_bundle_repeat=2")
+    assert place.called("ffmpeg") == place.called("flow") == ALL
+    assert shard_bytes(place.output) == shard_bytes(undisturbed)
+    assert totals(place.output) == totals(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_tool_that_hangs_costs_one_clip(place, undisturbed, videos, silent):
+    """A download, ffprobe and ffmpeg that never end: each has its deadline, and the clip beside them comes out well."""
+    listed = videos / "four.csv"
+    listed.write_text(LIST + "yoga,AAAAAAAAAAA,0.2,1,val\n")
+    silent.served = HALF
+    command = ("run", "--manifest", listed, "--source", videos / "two", "--source", silent.url, *SIZE)
+    command = (*command, "--output", place.output, "--workers", 2)
+    deadlines = {
+        "pipeline.fetch:FETCH_DEADLINE_SECONDS": 12.0,
+        "pipeline.video:PROBE_DEADLINE_SECONDS": 12.0,
+        "pipeline.video:ENCODE_DEADLINE_SECONDS": 12.0,
+        "pipeline.video:ENCODE_DEADLINE_PER_SECOND": 0.0,
+    }
+    run = place.start(*command, stop="ffmpeg:1 ffprobe:2", **deadlines)
+    assert run.wait(300) == 0, place.said
+    assert not place.processes()
+    assert totals(place.output) == {"listed": 4, "ok": 1, "failed": {"timeout": 3}}
+    for tool in ("yt-dlp", "ffprobe", "ffmpeg"):
+        assert f"{tool} still running after 12 s" in (place.output / "ledger" / "outcomes.jsonl").read_text()
+    assert not place.leavings()
+
+    silent.served = None
+    place.forget_calls()
+    prep(*command)
+    assert len(place.called("ffmpeg")) == len(place.called("flow")) == 3
+    assert totals(place.output) == {"listed": 4, "ok": 4, "failed": {}}
+
+
+IN_A_SMALL_DISK = """
+mkdir -p "$1" && mount -t tmpfs -o size="$2" tmpfs "$1" || exit 77
+output=$1 copies=$3; shift 3
+"$@"; echo $? > "$copies/status"
+cp -r "$output" "$copies/full"
+mount -o remount,size=64m "$output"
+"$@" && cp -r "$output" "$copies/roomy"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full_in", ["encode", "shard"])
+def test_a_full_disk_stops_the_run_and_spoils_no_clip(place, videos, make_video, full_in):
+    """Room for half a clip, or for all clips and not for a shard of them. With room the bytes are those of any run."""
+    for name in ALL:
+        make_video(place.folder / f"{name}.mp4", "-vf", "noise=alls=40:allf=t", size="320x240", seconds=1)
+    command = ("run", "--manifest", videos / "list.csv", "--source", place.folder, "--flow", "none")
+    command = (*command, "--short-side", 240, "--workers", 1, "--output")
+    prep(*command, place.folder / "fresh")
+    clips = [path.stat().st_size for path in (place.folder / "fresh").glob("clips/*/*.tar")]
+    size = min(clips) // 2 if full_in == "encode" else sum(clips) + min(clips) * 3 // 2
+    copies = place.folder / "copies"
+    copies.mkdir()
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", IN_A_SMALL_DISK, "sh"]
+    words = [*unshare, place.output, size, copies, PROGRAM, *command, place.output]
+    ran = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+    if not (copies / "status").exists():
+        pytest.skip(f"no disk of its own without more rights: {ran.stderr}")
+    assert (copies / "status").read_text() == "1\n"
+    assert "No space left on device" in ran.stderr
+    assert "run the same command again" in ran.stderr
+    kept = len(list((copies / "full").glob("clips/*/*[0-9].tar")))
+    assert kept == {"encode": 0, "shard": 3}[full_in]
+    assert not (copies / "full" / "ledger" / "failures").exists()
+    assert totals(copies / "roomy") == {"listed": 3, "ok": 3, "failed": {}}
+    assert shard_bytes(copies / "roomy") == shard_bytes(place.folder / "fresh")
+    assert not [path for path in (copies / "roomy").rglob("*") if path.suffix == ".partial" or path.name == ".scratch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "seed"), [(0.05, 1), (0.05, 2), (0.5, 3)])
+def test_a_storage_that_fails_now_and_then(place, undisturbed, videos, bucket, monkeypatch, capsys, share, seed):
+    """The run comes through or stops, loudly; the next one ends with the same shards."""
+    output = open_output(f"gs://{bucket.name}/out")
+    command = ("run", "--manifest", videos / "list.csv", "--source", videos, "--output", output, *SIZE)
+    emulator = os.environ["STORAGE_EMULATOR_HOST"]
+    with serving(FailingStorage(emulator.removeprefix("http://"), share, seed)) as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{storage.server_port}")
+        run = place.start(*command)
+        status = run.wait(500)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    with capsys.disabled():
+        print(f"\nstorage: {dict(storage.fates)}: status {status}: {place.said.strip().splitlines()[-1]}")
+    assert {"refused", "dropped", "answer dropped"} < storage.fates.keys()
+    assert status == 0 or "Error: " in place.said
+    wait_for(lambda: not place.processes(), seconds=5)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
+    prep(*command)
+    assert totals(output) == totals(undisturbed)
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+    assert not list(place.temporary.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", ["ffmpeg:3", "pipeline.shards:name_file:4", "pipeline.generations:write_file:3"])
+def test_a_killed_run_into_a_bucket(place, undisturbed, videos, bucket, monkeypatch, stop):
+    """Nothing ends its lease, so for an hour the next run says so; then it goes on where that one stood."""
+    output = open_output(f"gs://{bucket.name}/out")
+    command = ("run", "--manifest", videos / "list.csv", "--source", videos, "--output", output, *SIZE)
+    run = place.start(*command, "--workers", 2, stop=stop)
+    wait_for(place.stopped)
+    place.kill_everything()
+    run.wait()
+    wait_for(lambda: not place.processes(), seconds=5)
+    before = [path.name for path in output.glob("clips/*/*.tar")]
+    place.forget_calls()
+    assert "its lease ends in 60 minutes" in prep(*command, status=1)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
+    prep(*command)
+    assert place.called("ffmpeg") == sorted({*ALL} - {name[:11] for name in before})
+    assert place.called("flow") == sorted({*ALL} - {name[:11] for name in before if "rgb" not in name})
+    assert totals(output) == totals(undisturbed)
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+    assert not list(place.temporary.iterdir())
+    assert not bucket.blob("out/.lease").exists()
+    assert not list(bucket.list_blobs(prefix="out/.scratch"))
+
+
+@pytest.fixture(scope="module")
+def two_generations(tmp_path_factory, videos):
+    """A dataset of two runs; and, beside it, the one that a single run makes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "first.csv").write_text(LIST[: LIST.index("zumba")])
+    run = ("run", "--source", videos, "--flow", "none", *SIZE, "--output")
+    for listed in (folder / "first.csv", videos / "list.csv"):
+        prep(*run, folder / "out", "--manifest", listed)
+    prep(*run, folder / "fresh", "--manifest", videos / "list.csv")
+    assert read_snapshot(folder / "out").name == "0002"
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stop", ["pipeline.shards:write_records:2", "pipeline.generations:publish:1", "pipeline.generations:write_file:3"]
+)
+def test_a_killed_compaction_is_finished(place, two_generations, stop):
+    """Half of the shards, all of them, the snapshot without the root."""
+    shutil.copytree(two_generations / "out", place.output)
+    run = place.start("compact", place.output, stop=stop)
+    wait_for(place.stopped)
+    run.kill()
+    run.wait()
+    assert "3 samples, 0 decoded, 0 problems" in prep("verify", place.output)
+    prep("compact", place.output)
+    assert read_snapshot(place.output).name == "0003"
+    assert shard_bytes(place.output) == shard_bytes(two_generations / "fresh")
+    assert not place.leavings()
+    named = {path for name in ("0001", "0002", "0003") for path in _named(place.output, name)}
+    assert {path.relative_to(place.output).as_posix() for path in place.output.glob("shards/*/*")} == named
+
+
+def _named(dataset, name):
+    return {path for shard in read_snapshot(dataset, name).shards for path in (shard.path, shard.index_path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["purge", "compact"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "pipeline.generations:record_withdrawn:1:after",
+        "pipeline.shards:name_file:1",
+        "pipeline.generations:write_file:3",
+        "pipeline.generations:record_withdrawal_finished:1",
+    ],
+)
+def test_a_killed_takedown_is_finished(place, two_generations, stop, by):
+    """Once it is recorded: by the next command that changes the dataset, whichever that is."""
+    key = "AAAAAAAAAAA_000000_000001"
+    shutil.copytree(two_generations / "out", place.output)
+    shutil.copytree(two_generations / "out", place.folder / "undisturbed")
+    prep("purge", place.folder / "undisturbed", key)
+    run = place.start("purge", place.output, key, stop=stop)
+    wait_for(place.stopped)
+    run.kill()
+    run.wait()
+    prep(by, place.output, *([key] if by == "purge" else []))
+    if by == "compact":
+        prep("compact", place.folder / "undisturbed")
+    assert "2 samples, 2 decoded, 0 problems" in prep("verify", place.output, "--decode")
+    assert totals(place.output) == {"listed": 3, "ok": 2, "failed": {"withdrawn": 1}}
+    assert shard_bytes(place.output) == shard_bytes(place.folder / "undisturbed")
+    assert not place.leavings()
+    holding = [path for path in place.output.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert [path.name for path in holding] == ["outcomes.jsonl"]
