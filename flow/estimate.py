@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,7 +25,8 @@ BACKENDS = (CUDA, *PAIR_SOLVERS)
 
 LARGEST_INITIAL_PIXELS = 1e6  # the square of much more than that is beyond float32
 
-_gpu = threading.Lock()  # a call fills the memory that is free, so threads take turns
+# A call fills the memory that is free, so threads take turns at each GPU.
+_gpus: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class BackendUnavailable(RuntimeError):
@@ -216,7 +218,7 @@ def _on_gpu(
 
     from flow.cuda import solve_pairs
 
-    with _gpu:
+    with _gpus[device]:
         one, two = (torch.from_numpy(np.ascontiguousarray(pictures)).to(device) for pictures in (first, second))
         begin = None if initial is None else torch.from_numpy(np.ascontiguousarray(initial)).to(device)
         return solve_pairs(one, two, params, begin).cpu().numpy()

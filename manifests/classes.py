@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
-PUBLISHED = ("kinetics400", "kinetics600")
+PUBLISHED = ("kinetics400", "kinetics600", "kinetics700")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class ClassList:
         return hashlib.sha256("".join(f"{label}\n" for label in self.labels).encode()).hexdigest()
 
 
+@cache  # a list of another dataset's labels asks for them once a row
 def published_classes(name: str) -> ClassList:
-    """The class list of a published dataset, one of `PUBLISHED`, in the order of the released networks' outputs."""
+    """The class list of a published dataset, one of `PUBLISHED`: sorted, as the released networks' outputs are."""
     if name not in PUBLISHED:
         raise ValueError(f"no published class list is called {name!r}; there are {', '.join(PUBLISHED)}")
     text = files("manifests").joinpath("data", f"{name}.txt").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def read_classes(name_or_file: str) -> ClassList:
 def published_with(labels: Iterable[str]) -> list[str]:
     """Names of the published lists that hold all of `labels`, for messages that tell a user which list to pass."""
     wanted = set(labels)
-    return [name for name in PUBLISHED if wanted <= set(published_classes(name).labels)]
+    return [name for name in PUBLISHED if wanted <= published_classes(name).index.keys()]
 
 
 def published_of_size(number_of_classes: int) -> ClassList | None:

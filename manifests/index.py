@@ -11,9 +11,11 @@ import hashlib
 import io
 import json
 import re
+import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from manifests.classes import ClassList
+from manifests.clip import MEMBERSHIPS, membership_mask
 from manifests.files import canonical_json
 from manifests.sample import (
     CLASS,
@@ -41,11 +44,14 @@ INDEX_SUFFIX = ".index.npy"
 SNAPSHOT_NAME = re.compile(r"[0-9]{4,9}")
 SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+/g[0-9]{4,9}-[0-9]{6}-[0-9a-f]{12}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+KEYS = re.compile(rb"(?:[A-Za-z0-9_-]{1,100}\n)*")
+NPY_LENGTH, NPY_LENGTH_AT, NPY_HEADER_AT = struct.Struct("<H"), 8, 10  # npy format 1.0: magic, version, length, header
 MAXIMUM_METADATA_BYTES = 1 << 20
 # The fields of a sample's metadata that readers rely on. Where there is no flow, `flow` is None.
 METADATA_FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str, NoneType),
     "split": (str, NoneType),
+    "memberships": (list,),
     "class_index": (int, NoneType),
     "classes.name": (str,),
     "classes.sha256": (str,),
@@ -61,9 +67,10 @@ def record_dtype(key_length: int) -> np.dtype[np.void]:
     """Layout of one sample in a shard's index.
 
     Offsets count from the start of the tar to the first byte of a member's content; a length of 0 says that the
-    member is absent. Frames count pictures. `sha256` is that of the member's content.
+    member is absent. Frames count pictures. `sha256` is that of the member's content. Bit i of `memberships` is set for
+    a sample of the i-th of `manifests.clip.MEMBERSHIPS`, which the snapshot names.
     """
-    fields: list[tuple[Any, ...]] = [("key", f"S{key_length}"), ("class_index", "<i4")]
+    fields: list[tuple[Any, ...]] = [("key", f"S{key_length}"), ("class_index", "<i4"), ("memberships", "<u4")]
     for member in MEMBERS:
         name = member.split(".")[0]
         fields += [(f"{name}_offset", "<u8"), (f"{name}_length", "<u8"), (f"{name}_sha256", "u1", (32,))]
@@ -142,6 +149,7 @@ def _records_of(samples: dict[str, dict[str, Member]], name: str) -> np.ndarray:
         metadata = read_metadata(members[METADATA].content, f"{name}: {key}.{METADATA}")
         record["key"] = key.encode("ascii")
         record["class_index"] = _class_index(members, f"{name}: {key}.{CLASS}")
+        record["memberships"] = membership_mask(metadata["memberships"])
         for member in MEMBERS:
             if member in members:
                 stem = member.split(".")[0]
@@ -198,6 +206,10 @@ def read_metadata(content: bytes, name: str) -> dict[str, Any]:
         in_range = not isinstance(value, int) or 0 <= value < 1 << 31
         if not isinstance(value, kinds) or isinstance(value, bool) or not in_range:
             raise FormatError(f"{name}: not the metadata of a sample: {field} is missing, of another type or range")
+    try:
+        membership_mask(metadata["memberships"])
+    except ValueError as error:
+        raise FormatError(f"{name}: not the metadata of a sample: {error}") from error
     return dict(metadata)
 
 
@@ -215,15 +227,30 @@ def write_records(records: np.ndarray) -> bytes:
 def read_records(content: bytes, name: str) -> np.ndarray:
     """Read an index back; `FormatError` when it is none of ours."""
     try:
-        records = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        dtype, count, start = _npy_header(content[: NPY_LENGTH.unpack_from(content, NPY_LENGTH_AT)[0] + NPY_HEADER_AT])
+        records = np.frombuffer(content, dtype, offset=start)
+    except (ValueError, EOFError, struct.error) as error:
         raise FormatError(f"{name}: not an index: {error}") from error
-    if "key" not in (records.dtype.names or ()) or records.dtype != record_dtype(records.dtype["key"].itemsize):
+    if "key" not in (dtype.names or ()) or dtype != record_dtype(dtype["key"].itemsize):
         raise FormatError(f"{name}: an index of another layout")
-    for key in records["key"]:
-        if not KEY.fullmatch(key.decode("ascii", "replace")):
-            raise FormatError(f"{name}: {key!r} is no sample's key")
-    return np.asarray(records)
+    if len(records) != count:
+        raise FormatError(f"{name}: not an index: {len(records)} records where {count} are said to be")
+    if not KEYS.fullmatch(b"\n".join([*records["key"].tolist(), b""])):
+        wrong = next(key for key in records["key"].tolist() if not KEYS.fullmatch(key + b"\n"))
+        raise FormatError(f"{name}: {wrong!r} is no sample's key")
+    return records
+
+
+@lru_cache(maxsize=64)  # almost all indexes of a dataset begin with the same bytes, and a header is slow to read
+def _npy_header(header: bytes) -> tuple[np.dtype[np.void], int, int]:
+    """What an `.npy` file holds: its records' type, how many they are, and where they begin."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of npy format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 1 or fortran_order or dtype.hasobject:
+        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    return dtype, shape[0], file.tell()
 
 
 @dataclass(frozen=True)
@@ -266,6 +293,7 @@ class Snapshot:
             "specification": self.specification.to_json(),
             "specification_name": self.specification.name,
             "classes": {"name": self.classes.name, "labels": list(self.classes.labels)},
+            "memberships": list(MEMBERSHIPS),
             "totals": {
                 "samples": sum(shard.samples for shard in self.shards),
                 "shards": len(self.shards),
@@ -291,6 +319,8 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{name}: not a snapshot of a dataset: {error}") from error
+    if value.get("memberships") != list(MEMBERSHIPS):
+        raise FormatError(f"{name}: memberships that this program does not know: {value.get('memberships')}")
     for shard in snapshot.shards:
         if not isinstance(shard.path, str) or not SHARD_PATH.fullmatch(shard.path):
             raise FormatError(f"{name}: {shard.path!r} is no shard's path")

@@ -1,30 +1,23 @@
-"""Strict readers of clip lists: the official CSV files of Kinetics, CSV files of one's own, folders of classes.
+"""Strict readers of clip lists: Kinetics' official files, CSV files of one's own, folders of classes, benchmarks.
 
 A row that cannot be read is named with its file, its line and the reason; the rows around it go on.
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from manifests import kinetics
+from manifests.benchmarks import benchmark_in
 from manifests.classes import ClassList, published_with
-from manifests.clip import Clip, file_clip, printable, youtube_clip
+from manifests.clip import Clip, file_clip
+from manifests.folders import read_folder
+from manifests.kinetics import seconds, split_name
 
-KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
-KINETICS_OPTIONAL = {"label", "split", "is_cc"}
 OWN_COLUMNS = {"path", "label"}
 OWN_OPTIONAL = {"start", "end", "split"}
-VIDEO_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
-        *("3gp", "asf", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
-        *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
-    )
-)
 OWN_CLASSES = "own"  # name of a class list that was made of a list's own labels
-SPLIT_NAMES = {"validate": "val", "validation": "val", "valid": "val"}
 
 
 class ListError(ValueError):
@@ -33,7 +26,11 @@ class ListError(ValueError):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row of a list that became no clip. `place` is `file name:line`; `reason` one of the ledger's reasons."""
+    """A row of a list that became no clip.
+
+    `place` is `file name:line`, in JSON `file name:youtube_id`, in folders `folder:path`; `reason` one of the ledger's
+    reasons.
+    """
 
     list_name: str
     place: str
@@ -49,6 +46,7 @@ class Listing:
     rejected: list[Rejected] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)  # a clip's key: where it stands
+    classes: list[ClassList] = field(default_factory=list)  # of the benchmarks among the lists
 
     @property
     def rows(self) -> int:
@@ -61,17 +59,17 @@ class Listing:
         return {clip.label for clip in self.clips if clip.label is not None}
 
 
-NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 ROW_SHOWN = 200  # characters of a bad row in its message
 
-Row = tuple[str, Clip | Rejected]
+Row = tuple[str, Clip | ValueError]  # where it stands, and what it is or why it is none
 
 
 def read_lists(lists: Iterable[Path], folder: Path | None = None) -> Listing:
     """Read clip lists of any known format into one listing.
 
     Args:
-        lists: CSV files and folders `class/video.mp4`. A format is known by its columns, never by the file's name.
+        lists: CSV and JSON files, folders `class/video.mp4`, folders of UCF-101 or HMDB-51. A format is known by its
+            content, never by its name.
         folder: where relative paths of lists of one's own start; by default the folder that the list lies in.
 
     Raises:
@@ -85,22 +83,39 @@ def read_lists(lists: Iterable[Path], folder: Path | None = None) -> Listing:
         if name in listing.names:
             raise ListError(f"two lists are called {name!r}: rename one, rows are reported by the list's name and line")
         listing.names.append(name)
-        rows = _read_folder(path, folder) if path.is_dir() else _read_csv(path, folder)
-        for place, row in rows:
-            if isinstance(row, Rejected):
-                listing.rejected.append(row)
+        for place, row in _read(path, folder, listing.classes):
+            if isinstance(row, ValueError):
+                listing.rejected.append(Rejected(name, place, "bad-row", str(row)))
             elif row.key in first:
                 listing.rejected.append(_repeated(name, place, row, listing.places[row.key], first[row.key]))
             else:
                 first[row.key] = row
                 listing.places[row.key] = place
-                listing.clips.append(row)
+    listing.clips = list(first.values())
     return listing
+
+
+def _read(path: Path, folder: Path | None, classes: list[ClassList]) -> Iterator[Row]:
+    """The rows of a list of any format; adds to `classes` where it brings its own."""
+    try:
+        if path.is_dir():
+            benchmark = benchmark_in(path, folder)
+            if benchmark is not None:
+                classes.append(benchmark.classes)
+            yield from read_folder(path, folder) if benchmark is None else benchmark.rows()
+        else:
+            yield from kinetics.read_json_list(path) if kinetics.looks_like_json(path) else _read_csv(path, folder)
+    except OSError as error:
+        raise ListError(f"{path}: cannot be read as a list: {error}") from error
+    except ListError:
+        raise
+    except ValueError as error:
+        raise ListError(str(error)) from error
 
 
 def reject_unknown_labels(listing: Listing, classes: ClassList) -> Listing:
     """Move clips whose label is not in `classes` to the rejected rows, with the list that would know the label."""
-    known = Listing(rejected=list(listing.rejected), names=listing.names, places=listing.places)
+    known = Listing([], list(listing.rejected), listing.names, listing.places, listing.classes)
     for clip in listing.clips:
         if clip.label is None or clip.label in classes.index:
             known.clips.append(clip)
@@ -128,99 +143,55 @@ def _repeated(name: str, place: str, clip: Clip, first_place: str, first: Clip) 
 
 def _read_csv(path: Path, folder: Path | None) -> Iterator[Row]:
     name = path.resolve().name
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        try:
             columns = [column.strip() for column in _values(next(file, ""))]
-            if not any(columns):
-                raise ListError(f"{path}: no header, a list starts with a row of column names")
-            parse = _parser_of(path, columns, str(folder or path.resolve().parent))
-            # A row is a line: a stray quote spoils its own row, and not all that follow.
-            for number, line in enumerate(file, start=2):
-                place = f"{name}:{number}"
-                try:
-                    if line.strip():
-                        yield place, parse(_row(columns, _values(line)))
-                except (ValueError, csv.Error) as error:
-                    yield place, Rejected(name, place, "bad-row", f"{error} in {line.strip()[:ROW_SHOWN]!r}")
-    except OSError as error:
-        raise ListError(f"{path}: cannot be read as a list: {error}") from error
-    except csv.Error as error:
-        raise ListError(f"{path}: the header is no row of column names: {error}") from error
+        except csv.Error as error:
+            raise ListError(f"{path}: the header is no row of column names: {error}") from error
+        if not any(columns):
+            raise ListError(f"{path}: no header, a list starts with a row of column names")
+        parse = _parser_of(path, columns, str(folder or path.resolve().parent))
+        # A row is a line: a stray quote spoils its own row, and not all that follow.
+        for number, line in enumerate(file, start=2):
+            place = f"{name}:{number}"
+            try:
+                if not line.isspace():
+                    yield place, parse(_row(columns, _values(line)))
+            except (ValueError, csv.Error) as error:
+                yield place, ValueError(f"{error} in {line.strip()[:ROW_SHOWN]!r}")
 
 
 def _values(line: str) -> list[str]:
+    if '"' not in line:  # as nearly all lines are, and `csv` would take several times as long
+        return line.removesuffix("\n").split(",")
     return next(csv.reader([line], strict=True), [])
 
 
 def _row(columns: list[str], values: list[str]) -> dict[str, str]:
     if len(values) != len(columns):
         raise ValueError(f"{len(values)} values in a row of {len(columns)} columns ({','.join(columns)})")
-    return dict(zip(columns, (value.strip() for value in values), strict=True))
+    return dict(zip(columns, map(str.strip, values), strict=True))
 
 
 def _parser_of(path: Path, columns: list[str], folder: str) -> Callable[[dict[str, str]], Clip]:
     given = set(columns)
     if len(given) == len(columns):
-        if given >= KINETICS_COLUMNS and given <= KINETICS_COLUMNS | KINETICS_OPTIONAL:
-            return _kinetics_row
+        if given >= kinetics.COLUMNS and given <= kinetics.COLUMNS | kinetics.OPTIONAL_COLUMNS:
+            return kinetics.clip_of_row
         if given >= OWN_COLUMNS and given <= OWN_COLUMNS | OWN_OPTIONAL:
             return lambda row: _own_row(row, folder)
     raise ListError(
-        f"{path}: the columns {','.join(columns)!r} belong to no known list; known are "
+        f"{path}: the columns {','.join(columns)[:ROW_SHOWN]!r} belong to no known list; known are "
         "[label,]youtube_id,time_start,time_end[,split][,is_cc] (Kinetics) and path,label[,start,end,split]"
     )
 
 
-def _kinetics_row(row: dict[str, str]) -> Clip:
-    start, end = _seconds(row["time_start"], "time_start"), _seconds(row["time_end"], "time_end")
-    label, split = row.get("label") or None, _split(row)
-    if label is None and "label" in row and split not in (None, "test"):
-        raise ValueError(f"no label in a row of split {split!r}")
-    return youtube_clip(row["youtube_id"], start, end, label, split)
-
-
 def _own_row(row: dict[str, str], folder: str) -> Clip:
-    start = _seconds(row["start"], "start") if row.get("start") else 0.0
-    end = _seconds(row["end"], "end") if row.get("end") else None
+    start = seconds(row["start"], "start") if row.get("start") else 0.0
+    end = seconds(row["end"], "end") if row.get("end") else None
     path = PurePosixPath(row["path"])
     if path.is_absolute():
         if not path.is_relative_to(folder):
             raise ValueError(f"path {str(path)!r} lies outside {folder}: pass the folder that holds it as --source")
         path = path.relative_to(folder)
-    return file_clip(str(path), row["label"] or None, start, end, _split(row), folder)
-
-
-def _split(row: dict[str, str]) -> str | None:
-    split = row.get("split") or None
-    return SPLIT_NAMES.get(split, split) if split else None
-
-
-def _seconds(text: str, column: str) -> float:
-    if not NUMBER.fullmatch(text):
-        raise ValueError(f"{column} {text!r} is no number of seconds")
-    return float(text)
-
-
-def _read_folder(path: Path, folder: Path | None) -> Iterator[Row]:
-    """One clip a file `class/video.mp4`, whole, in the order of the names; hidden files are passed over."""
-    root = path.resolve()
-    base = folder.resolve() if folder and root.is_relative_to(folder.resolve()) else root
-    for entry in _visible(root):
-        for file in _visible(entry) if entry.is_dir() else [entry]:
-            place = f"{root.name}:{printable(file.relative_to(root).as_posix())}"
-            try:
-                yield place, _file_in_class(file, root, base)
-            except ValueError as error:
-                yield place, Rejected(root.name, place, "bad-row", str(error))
-
-
-def _file_in_class(file: Path, root: Path, base: Path) -> Clip:
-    if file.parent == root or file.is_dir():
-        raise ValueError("not at class/video: a file lies in the folder of its class")
-    if file.suffix.lower() not in VIDEO_SUFFIXES:
-        raise ValueError(f"{file.suffix!r} is not the ending of a video file")
-    return file_clip(file.relative_to(base).as_posix(), file.parent.name, folder=str(base))
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return file_clip(str(path), row["label"] or None, start, end, split_name(row.get("split")), folder)

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from manifests.files import write_file
+from manifests.folders import VIDEO_SUFFIXES
 from manifests.index import KEY
-from manifests.lists import VIDEO_SUFFIXES
 from pipeline.storage import open_download
 
 PREFIX = "tar:"

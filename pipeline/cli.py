@@ -17,17 +17,18 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
-from pipeline.fetch import parse_source
+from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
 from pipeline.generations import compact, withdraw
 from pipeline.lease import run_lease
 from pipeline.ledger import LEDGER, RETRYABLE, read_entries, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.run import SpecificationChanged, run
-from pipeline.runners import beam_options, flow_hints
+from pipeline.runners import beam_options, fetching_processes, flow_hints
 from pipeline.storage import open_output, open_path
 from pipeline.verify import verify
 from pipeline.video import VideoError, flow_coding
+from pipeline.youtube import check_proxy, preflight
 
 
 class Location(click.ParamType):
@@ -52,6 +53,7 @@ class Location(click.ParamType):
 DATASET = Location(open_output, exists=True)
 
 FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
+PROXY_VARIABLE = "KINETICS_PREP_PROXY"
 DECODE_ALL = -1  # what `--decode` without a number stands for
 
 
@@ -72,8 +74,9 @@ def main() -> None:
     "manifests",
     multiple=True,
     type=Location(open_path, exists=True),
-    help="Lists: Kinetics' CSV, a CSV path,label[,start,end,split], or a folder class/video.mp4. Several may follow. "
-    "Without one, all clips of the datasets that are the sources.",
+    help="Lists: Kinetics' CSV or JSON, a CSV path,label[,start,end,split], a folder class/video.mp4, or a folder of "
+    "UCF-101 or HMDB-51 with its split files. Several may follow. Without one, all clips of the datasets that are the "
+    "sources.",
     metavar="FILE...",
 )
 @click.option(
@@ -99,8 +102,8 @@ def main() -> None:
 )
 @click.option(
     "--classes",
-    help="kinetics400, kinetics600, or a file with one label a line. By default kinetics400, "
-    "for lists of your own their labels, and for a dataset that exists the list it was made with.",
+    help="kinetics400, kinetics600, kinetics700, or a file with one label a line. By default kinetics400, for UCF-101 "
+    "and HMDB-51 their own, for lists of your own their labels; for a dataset that exists the list it was made with.",
 )
 @click.option(
     "--retry",
@@ -121,6 +124,25 @@ def main() -> None:
     show_default=True,
     help="On Dataflow: of the machines that compute flow, and of no others; none: processors.",
 )
+@click.option(
+    "--cookies",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of cookies as browsers export it (Netscape's format), for --source youtube; it is never written to.",
+)
+@click.option(
+    "--proxy",
+    "proxies",
+    multiple=True,
+    envvar=PROXY_VARIABLE,
+    metavar="URL",
+    help="http://, https:// or socks5://HOST:PORT for what is downloaded; several take turns by clip. Those with a "
+    f"password belong into the environment variable {PROXY_VARIABLE}: everybody on a machine can read command lines.",
+)
+@click.option(
+    "--downloads-per-minute",
+    type=click.FloatRange(min=0, min_open=True),
+    help="At most so many downloads from each source with URLs, by all workers together.",
+)
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
 def run_command(
     manifests: tuple[Path, ...],
@@ -134,6 +156,9 @@ def run_command(
     max_failures: int | None,
     workers: int | None,
     accelerator: str,
+    cookies: Path | None,
+    proxies: tuple[str, ...],
+    downloads_per_minute: float | None,
     others: tuple[str, ...],
 ) -> None:
     """Prepare every clip of the lists that is not published yet.
@@ -145,7 +170,7 @@ def run_command(
     \b
     Examples:
       kinetics-prep run --manifest train.csv val.csv --output k400
-      kinetics-prep run --manifest val.csv --source videos/ --source youtube --output k400
+      kinetics-prep run --manifest val.csv --source videos/ --source youtube --downloads-per-minute 6 --output k400
       kinetics-prep run --source dataset:k400 --output k400-flat --flow tvl1-flat
       kinetics-prep run --manifest my_videos/ --output mine --flow none
       kinetics-prep run --manifest val.csv --source videos/ --output k400 --retry corrupt --retry too-short
@@ -156,12 +181,13 @@ def run_command(
     further = list(takewhile(lambda word: not word.startswith("-"), others))
     try:
         options = beam_options(others[len(further) :], workers or os.cpu_count() or 1)
+        rate = downloads_per_minute / fetching_processes(options) if downloads_per_minute else None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
         plan = run(
             [*manifests, *map(open_path, further)],
-            [parse_source(source) for source in sources],
+            _ready_sources(sources, cookies, proxies, rate),
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
@@ -337,3 +363,22 @@ def _print_totals(dataset: Path) -> None:
     click.echo(f"failed  {sum(counts['failed'].values()):>8}")
     for reason, number in counts["failed"].items():
         click.echo(f"  {reason:<16}{number:>6}")
+
+
+def _ready_sources(
+    texts: tuple[str, ...], cookies: Path | None, proxies: tuple[str, ...], downloads_per_minute: float | None
+) -> list[Source]:
+    """The sources, after a look at what they need on this machine; what is missing is said, and stops where it must."""
+    sources = with_net(
+        [parse_source(text) for text in texts],
+        cookies=cookies,
+        proxies=[check_proxy(proxy) for proxy in proxies],
+        downloads_per_minute=downloads_per_minute,
+    )
+    if any(isinstance(source, UrlSource) and source.template == YOUTUBE for source in sources):
+        findings = preflight(cookies)
+        for finding in findings:
+            click.echo(f"youtube: {finding.message}", err=True)
+        if any(finding.fatal for finding in findings):
+            raise ValueError("nothing can be fetched from YouTube on this machine, see above")
+    return sources

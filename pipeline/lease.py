@@ -8,6 +8,7 @@ of two that take an expired lease, one fails. A run that has lost its lease must
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +25,10 @@ from manifests.lease import LEASE, LeaseHeld, lease
 
 LEASE_SECONDS = 3600.0
 RENEW_SECONDS = 300.0
+HOLDER = "holder"
 ABSENT = 0  # the generation of an object that does not exist
 
+_renewing = threading.Lock()
 _renewed: dict[str, float] = {}  # of this process: when a holder's lease was last written, by the monotonic clock
 
 
@@ -72,7 +75,7 @@ def take(output: Path) -> str:
             f"If it was killed, its lease ends in {minutes:.0f} minutes"
         )
     try:
-        blob.upload_from_string(holder, if_generation_match=generation)
+        _write(blob, holder, generation)
     except PreconditionFailed:
         if _look(blob)[1] != holder:  # else it was written, only the answer was lost and it was sent again
             raise LeaseHeld(f"another run has just taken {output}") from None
@@ -81,15 +84,16 @@ def take(output: Path) -> str:
 
 def renew(output: Path, holder: str | None) -> None:
     """Write the lease anew, at most every few minutes; called from whatever works. Raises `LeaseLost`."""
-    if holder is None or time.monotonic() < _renewed.get(holder, -RENEW_SECONDS) + RENEW_SECONDS:
-        return
-    blob = _blob(output)
-    generation = _require(blob, output, holder)
-    try:
-        blob.upload_from_string(holder, if_generation_match=generation)
-    except PreconditionFailed:
-        _require(blob, output, holder)  # another worker of the same run was faster
-    _renewed[holder] = time.monotonic()
+    with _renewing:
+        if holder is None or time.monotonic() < _renewed.get(holder, -RENEW_SECONDS) + RENEW_SECONDS:
+            return
+        blob = _blob(output)
+        generation = _require(blob, output, holder)
+        try:
+            _write(blob, holder, generation)
+        except PreconditionFailed:
+            _require(blob, output, holder)  # another worker of the same run was faster
+        _renewed[holder] = time.monotonic()
 
 
 def require(output: Path, holder: str | None) -> None:
@@ -120,12 +124,15 @@ def _look(blob: storage.Blob) -> tuple[int, str, float]:
     """Generation, holder and age in seconds of the lease there is; `ABSENT` where there is none."""
     try:
         blob.reload()
-        holder = blob.download_as_bytes(if_generation_match=blob.generation).decode(errors="replace")
     except NotFound:
         return ABSENT, "", 0.0
-    except PreconditionFailed:
-        return _look(blob)  # it was written between the two
+    holder = (blob.metadata or {}).get(HOLDER, "unknown")
     return blob.generation, holder, (datetime.now(UTC) - blob.updated).total_seconds()
+
+
+def _write(blob: storage.Blob, holder: str, generation: int) -> None:
+    blob.metadata = {HOLDER: holder}  # of the object itself, so that one request reads it together with the generation
+    blob.upload_from_string(b"", if_generation_match=generation)
 
 
 def _blob(output: Path) -> storage.Blob:

@@ -15,13 +15,13 @@ from manifests.files import complete_file, names_in, remove_folder, write_file
 from manifests.lists import Listing
 from manifests.sample import FormatError
 
-# What a reason means for the runs after: nothing will change by itself; or the next run tries again.
-PERMANENT, LATER = "permanent", "later"
+# What a reason means: nothing will change by itself; the next run tries again; so does this one, after a wait.
+PERMANENT, LATER, AGAIN = "permanent", "later", "again"
 WITHDRAWN, UNDER_WAY = "withdrawn", "under way"
 
 
 class Reason(NamedTuple):
-    """Why a clip failed: what that means, and whether later runs try it again unasked."""
+    """Why a clip failed: what that means, and whether it is tried again unasked, and when."""
 
     meaning: str
     policy: str
@@ -36,17 +36,21 @@ REASONS = {
     "private": Reason("the video is private", PERMANENT),
     "removed": Reason("the video or its channel was removed", PERMANENT),
     "region": Reason("the video is not shown in this country", PERMANENT),
+    "upcoming": Reason("a live event or a premiere that has no recording yet", LATER),
     "age": Reason("the video wants a viewer whose age is known", PERMANENT),
     "login": Reason("the video is for members, or wants a login", PERMANENT),
+    "encrypted": Reason("the video is encrypted (DRM)", PERMANENT),
     "blocked": Reason("the source refuses this machine", LATER),
-    "throttled": Reason("the source says that it was asked too often", LATER),
+    "throttled": Reason("the source says that it was asked too often", AGAIN),
+    "unreachable": Reason("the source's server, or the proxy, cannot be reached", AGAIN),
     "fetch-failed": Reason("the download failed", LATER),
-    "timeout": Reason("a tool had not ended by its deadline", LATER),
+    "timeout": Reason("a server or a tool had not ended by its deadline", LATER),
     "killed": Reason("a tool was killed", LATER),
     "empty-file": Reason("the file has no bytes", PERMANENT),
     "not-a-video": Reason("the file is no video", PERMANENT),
     "no-video-stream": Reason("the file holds no video stream", PERMANENT),
     "odd-shape": Reason("the picture is far too long and narrow", PERMANENT),
+    "too-large": Reason("decoding or storing it wants more than a worker may have", PERMANENT),
     "too-short": Reason("fewer frames than the networks take", PERMANENT),
     "too-long": Reason("longer than a clip may be", PERMANENT),
     "corrupt": Reason("the video cannot be decoded", PERMANENT),
@@ -81,7 +85,7 @@ def is_due(reason: str | None, retry: Collection[str]) -> bool:
         reason: the ledger's; None for a clip that is new.
         retry: reasons to try again though they are permanent.
     """
-    return reason is None or REASONS[reason].policy == LATER or reason in retry
+    return reason is None or REASONS[reason].policy != PERMANENT or reason in retry
 
 
 def read_entries(folder: Path) -> Iterator[dict[str, Any]]:

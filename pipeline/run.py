@@ -23,6 +23,7 @@ from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.runners import DATAFLOW
 from pipeline.steps import Job, write_plan
+from pipeline.storage import open_path
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
@@ -75,6 +76,9 @@ def run(
     remote = options.view_as(StandardOptions).runner == DATAFLOW
     if remote and not in_bucket(output):
         raise ValueError(f"{DATAFLOW} wants an output in a bucket, gs://…, which its machines reach, not {output}")
+    for source in sources if remote else ():
+        if isinstance(source, FolderSource | DatasetSource) and "://" not in source.folder:
+            raise ValueError(f"{DATAFLOW} wants sources that its machines reach, not the folder {source.folder}")
     if classes is not None:
         read_classes(classes)  # before anything is made
     with run_lease(output) as held:
@@ -111,7 +115,7 @@ def make_plan(
     """Read the lists and say what a run will do; nothing is written. Raises as `run` does, but for the lease."""
     _check_short_side(short_side)
     snapshot = read_snapshot(output)
-    folders = [Path(source.folder) for source in sources if isinstance(source, FolderSource)]
+    folders = [open_path(source.folder) for source in sources if isinstance(source, FolderSource)]
     datasets, lists = [source for source in sources if isinstance(source, DatasetSource)], list(manifests)
     if not lists and not datasets:
         raise ListError("no list: name one with --manifest, or a dataset with --source dataset:DIR")
@@ -150,11 +154,16 @@ def _check_short_side(short_side: int) -> None:
 
 
 def _class_list(listing: Listing, classes: str | None, snapshot: Snapshot | None) -> ClassList:
-    """The list asked for, else the dataset's, else Kinetics' for its lists and the labels for lists of one's own."""
+    """The list asked for, else the dataset's, else that of UCF-101, HMDB-51 or Kinetics, or the labels of own lists."""
     if classes is not None:
         return read_classes(classes)
     if snapshot is not None:
         return snapshot.classes
+    if listing.classes:
+        if len(listing.names) > 1:
+            names = ", ".join(listing.names)
+            raise ValueError(f"lists ({names}) that bring classes of their own: say with --classes whose classes count")
+        return listing.classes[0]
     own_labels = sorted({clip.label for clip in listing.clips if clip.origin == "file" and clip.label is not None})
     if not own_labels:
         return read_classes(KINETICS_CLASSES)

@@ -1,6 +1,7 @@
 """What Apache Beam is told: the options of its runners, and the machines that the steps want."""
 
 import argparse
+import os
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, WorkerOptions
 
@@ -72,3 +73,30 @@ def flow_hints(options: PipelineOptions, flow: str, accelerator: str) -> dict[st
     if flow == "none" or accelerator == "none" or options.get_all_options()["runner"] != DATAFLOW:
         return {}
     return {"accelerator": accelerator, **FLOW_MACHINE}
+
+
+def fetching_processes(options: PipelineOptions) -> int:
+    """Among how many processes a rate is divided.
+
+    Raises:
+        ValueError: only the runner knows.
+    """
+    given = options.get_all_options()
+    runner = str(given["runner"] or IN_PROCESS).rpartition(".")[2]
+    if runner in (IN_PROCESS, "DirectRunner", "BundleBasedDirectRunner"):
+        several = given["direct_running_mode"] == "multi_processing"
+        return (given["direct_num_workers"] or os.cpu_count() or 1) if several else 1
+    if runner == DATAFLOW:
+        fixed = given["num_workers"] if given["autoscaling_algorithm"] == "NONE" else None
+        machines = fixed or given["max_num_workers"]
+        if machines and "no_use_multiple_sdk_containers" in (given["experiments"] or []):
+            return int(machines)
+        needed = "--max_num_workers=N"
+    elif given["environment_type"] == "LOOPBACK":
+        return 1  # all workers are threads of this process
+    else:
+        needed = "--environment_type=LOOPBACK, or no --runner"
+    raise ValueError(
+        f"--downloads-per-minute is divided among the processes that fetch, and how many {runner} starts is not "
+        f"known: add {needed}"
+    )

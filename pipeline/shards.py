@@ -64,7 +64,7 @@ class FinishedClips:
         return {key for key, *ending in names if ending == ["tar"]}
 
     def read(self, clip: Clip, *, complete: bool) -> dict[str, bytes] | None:
-        """The members of a kept clip; None where there is none that is whole and of the clip's label and split."""
+        """The members of a kept clip; None where there is none that is whole and of the clip's label and splits."""
         path = self._path(clip.key, complete)
         try:
             content = path.read_bytes()
@@ -77,7 +77,8 @@ class FinishedClips:
             path.unlink(missing_ok=True)  # kept only to save work: what is damaged is made again
             return None
         metadata = read_metadata(members[METADATA], str(path))
-        same = (metadata["label"], metadata["split"]) == (clip.label, clip.split)
+        said = metadata["label"], metadata["split"], tuple(metadata["memberships"])
+        same = said == (clip.label, clip.split, clip.memberships)
         return members if same and record["key"].decode() == clip.key else None
 
     def members(self, key: str, *, complete: bool = True) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCoding, Specification
 from pipeline import generations, lease, progress, turns
 from pipeline.archives import ArchiveError, note_contents, read_archive
-from pipeline.fetch import CutClip, Source, Video, fetch
+from pipeline.fetch import CutClip, Source, Video, fetch, reading
 from pipeline.generations import SCRATCH, scratch_prefix
 from pipeline.ledger import Outcome, forget_failures, note_failure, noted_failure, record_outcomes
-from pipeline.process import run_child
+from pipeline.process import ChildKilled, ChildTimeout, run_child
+from pipeline.remote import RemoteVideo
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
 
@@ -100,7 +101,8 @@ def read_part(part: str, job: Job) -> Iterator[Clip]:
 
 def _clips(part: Path) -> Iterator[Clip]:
     for line in part.read_bytes().splitlines():
-        yield Clip(**json.loads(line))
+        fields = json.loads(line)
+        yield Clip(**{**fields, "memberships": tuple(fields["memberships"])})
 
 
 def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
@@ -232,6 +234,9 @@ def _encode(clip: Clip, video: Video, folder: Path, job: Job) -> StoredRgb:
     if isinstance(video, CutClip):
         seconds = None if clip.end_seconds is None else clip.end_seconds - clip.start_seconds
         return encode_rgb(video.file, folder / RGB, coding, 0.0, seconds)
+    if isinstance(video, RemoteVideo):
+        with closing(video), reading(video):
+            return encode_rgb(video.local_url, folder / RGB, coding, clip.start_seconds, clip.end_seconds)
     if video.coding == coding:
         return video.as_it_is()
     stored = folder / "stored.mp4"
@@ -259,7 +264,7 @@ def _with_flow(outcome: Outcome, job: Job) -> Outcome:
     seconds = dict(outcome.seconds)
     try:
         with turns.to_compute(), timed(seconds, "flow"):
-            members = add_flow(members, coding)
+            members = add_flow(members, coding, seconds)
     except VideoError as error:  # of a dataset's sample, which others have encoded
         job.finished.discard(outcome.clip.key)
         return _failed(outcome.clip, error, job, seconds)
@@ -277,7 +282,10 @@ def _stored(members: dict[str, bytes]) -> dict[str, int]:
 @cache
 def versions() -> dict[str, str]:
     """Of the programs that decide what becomes of a clip, on this machine."""
-    banner, _ = run_child(["ffmpeg", "-version"], deadline_seconds=60)
+    try:
+        banner, _ = run_child(["ffmpeg", "-version"], deadline_seconds=60)
+    except (ChildKilled, ChildTimeout):  # no reason to end the run
+        banner = b""
     found = re.match(rb"ffmpeg version (\S+)", banner)
     return {
         "ffmpeg": found[1].decode(errors="replace") if found else "unknown",
@@ -372,6 +380,7 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
         "class_index": None if clip.label is None else classes.index[clip.label],
         "classes": {"name": classes.name, "sha256": classes.sha256},
         "split": clip.split,
+        "memberships": list(clip.memberships),
         "rgb": {
             "frames": rgb.frames,
             "width": rgb.width,
@@ -385,10 +394,13 @@ def describe(clip: Clip, rgb: StoredRgb, specification: Specification, classes: 
     }
 
 
-def add_flow(members: dict[str, bytes], coding: FlowCoding) -> dict[str, bytes]:
-    """Compute flow from a sample's stored RGB and give the sample with it: flow has one picture less than RGB."""
+def add_flow(members: dict[str, bytes], coding: FlowCoding, seconds: dict[str, float]) -> dict[str, bytes]:
+    """Compute flow from a sample's stored RGB and give the sample with it: flow has one picture less than RGB.
+
+    How long that had a GPU is noted in `seconds`.
+    """
     backend = fastest_backend()
-    flow = flow_of(members[RGB], coding, backend=backend)
+    flow = flow_of(members[RGB], coding, backend=backend, gpu=partial(turns.on_gpu, seconds))
     metadata = json.loads(members[METADATA])
     if flow.frames != metadata["rgb"]["frames"] - 1:
         raise RuntimeError(f"{metadata['key']}: {flow.frames} flows of {metadata['rgb']['frames']} frames")

@@ -25,6 +25,7 @@ from manifests.index import (
 )
 from manifests.lists import Listing
 from manifests.sample import METADATA, MINIMUM_FRAMES, RGB, FormatError, RgbCoding
+from pipeline.storage import open_output
 from pipeline.video import SourceVideo, StoredRgb, VideoError, stored_shape
 
 PREFIX = "dataset:"
@@ -37,6 +38,11 @@ class DatasetSource:
 
     folder: str
     snapshot: str
+
+    @property
+    def place(self) -> Path:
+        """The folder as a path, which may be one of a bucket."""
+        return open_output(self.folder)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,10 @@ class StoredSample:
         said = tuple(self.metadata["rgb"][name] for name in ("frames", "height", "width"))
         if said != (frames, height, width):
             raise VideoError("corrupt", f"stored RGB of {frames} frames of {width}x{height}, its metadata says {said}")
+        if min(height, width) != self.coding.short_side or height % 2 or width % 2:
+            raise VideoError(
+                "corrupt", f"stored RGB of {width}x{height}, its short side should be {self.coding.short_side}"
+            )
         if frames < MINIMUM_FRAMES:
             raise VideoError("too-short", f"{frames} frames are stored, {MINIMUM_FRAMES} are needed")
         return self.after(StoredRgb(self.rgb, frames, width, height, 0, 0, SourceVideo(0, 0, Fraction(0), "unknown")))
@@ -92,23 +102,24 @@ def dataset_source(text: str) -> DatasetSource:
     folder, name = (folder, name) if folder else (name, "")
     if Path(text.removeprefix(PREFIX)).is_dir():
         folder, name = text.removeprefix(PREFIX), ""
-    snapshot = read_snapshot(Path(folder), name or None)
+    place = open_output(folder)
+    snapshot = read_snapshot(place, name or None)
     if snapshot is None:
         raise FormatError(f"source {text!r}: no dataset is published in {folder}")
-    return DatasetSource(str(Path(folder).resolve()), snapshot.name)
+    return DatasetSource(str(place), snapshot.name)
 
 
 @cache  # a process reads few of them, and steps ask for each clip
 def snapshot_of(source: DatasetSource) -> Snapshot:
     """The snapshot that a source names."""
-    snapshot = read_snapshot(Path(source.folder), source.snapshot)
+    snapshot = read_snapshot(source.place, source.snapshot)
     assert snapshot is not None  # it was read when the source was named
     return snapshot
 
 
 @cache
 def _places(source: DatasetSource) -> dict[str, tuple[Shard, np.void]]:
-    folder, snapshot = Path(source.folder), snapshot_of(source)
+    folder, snapshot = source.place, snapshot_of(source)
     return {
         record["key"].decode(): (shard, record) for shard in snapshot.shards for record in read_index(folder, shard)
     }
@@ -135,7 +146,7 @@ def _read(source: DatasetSource, key: str, wanted: tuple[str, ...]) -> tuple[dic
     place = f"{source.folder}: {shard.path}: {key}"
     if not record["json_length"] or not record["rgb_length"] or record["json_length"] > MAXIMUM_METADATA_BYTES:
         raise FormatError(f"{place}: an index without its video or its metadata")
-    with (Path(source.folder) / shard.path).open("rb") as file:
+    with (source.place / shard.path).open("rb") as file:
         members = read_members(file, record, wanted)
     return read_metadata(members[METADATA], place), members
 
@@ -165,7 +176,7 @@ def _clip(key: str, metadata: dict[str, Any], folder: str) -> Clip:
         if source["origin"] == "youtube":
             clip = youtube_clip(source["video"], *times, label, split)
         else:
-            clip = file_clip(source["video"], label, *times, split)
+            clip = file_clip(source["video"], label, *times, split, memberships=metadata["memberships"])
         if clip.key != key:
             raise ValueError(f"that clip's key is {clip.key}")
     except (KeyError, TypeError, ValueError) as error:

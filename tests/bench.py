@@ -9,7 +9,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,30 +16,18 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 from skimage.registration import optical_flow_tvl1
 
 from flow import VARIANTS, BackendUnavailable, decode_flow_codes, dequantise, encode_flow, quantise, tvl1, tvl1_pairs
 from manifests.sample import FlowCoding, RgbCoding
-from pipeline import steps
-from pipeline.cli import main as kinetics_prep
-from pipeline.fetch import FolderSource
-from pipeline.run import make_plan
 from pipeline.video import decode_luma, encode_rgb
-from tests.demo.render import plan_videos, render_all, write_manifest
+from tests.bench_pipeline import bench_book_keeping, bench_cores, bench_scale, seconds_of
 from tests.scenes import HEIGHT, SCENES, WIDTH, render_pair
 
 SEED = 20170722
 SEEDS = (1001, 1002)  # of the scenes; nothing was tuned on them
 PAIRS = 16  # of a clip
 BOUND_PIXELS = 20.0
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def timed(method: Callable[[np.ndarray], np.ndarray], pair: np.ndarray) -> tuple[float, np.ndarray]:
@@ -56,30 +43,6 @@ def table(title: str, rows: list[tuple[str, ...]]) -> None:
     print(f"\n{title}")
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def bench_book_keeping(folder: Path) -> None:
-    """Preparing through Beam, ledger, shards and index, against the bare steps in as many threads."""
-    videos = plan_videos(1, 1, seed=SEED)
-    render_all(videos, folder / "videos")
-    train, val, classes = write_manifest(videos, folder)
-    workers = os.cpu_count() or 1
-
-    def bare() -> None:
-        source = FolderSource(str(folder / "videos"))
-        plan = make_plan([train, val], [source], folder / "bare", flow=None, classes=str(classes))
-        with ThreadPoolExecutor(workers) as pool:
-            outcomes = list(pool.map(lambda clip: steps.fetch_and_encode(clip, plan.job), plan.clips))
-        assert all(outcome.reason is None for outcome in outcomes)
-
-    lists = ["--manifest", str(train), "--manifest", str(val), "--classes", str(classes)]
-    command = ["run", *lists, "--source", str(folder / "videos"), "--output", str(folder / "beam"), "--flow", "none"]
-    PipelineOptions()  # Beam's imports are not what is measured
-    alone = seconds_of(bare)
-    whole = seconds_of(lambda: kinetics_prep(command, standalone_mode=False))
-    rows = [("", "s", "ratio"), ("bare steps, threads", f"{alone:.2f}", "1.00")]
-    rows.append(("kinetics-prep run", f"{whole:.2f}", f"{whole / alone:.2f}"))
-    table(f"Book-keeping: {len(videos)} clips of 2 s, no flow, {workers} workers", rows)
 
 
 def end_point_error(flow: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -200,7 +163,9 @@ def main(clips: tuple[Path, ...]) -> None:
     """Measure and print; coding on the given CLIPS, by default on a rendered one."""
     print(json.dumps({"cores": os.cpu_count(), "opencv": cv2.__version__, "numpy": np.__version__}))
     with tempfile.TemporaryDirectory() as folder:
-        bench_book_keeping(Path(folder))
+        table("Book-keeping: ratio of all to the bare steps", bench_book_keeping(Path(folder)))
+        table("Cores", bench_cores(Path(folder)))
+        table("Scale", bench_scale(Path(folder)))
         bench_flow()
         bench_threads()
         rendered = min((Path(folder) / "videos").glob("*.*"))

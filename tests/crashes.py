@@ -1,7 +1,7 @@
 """kinetics-prep in a process that stops at a chosen moment, its work counted; this file is also that program.
 
 A moment is `module:function:call`, where the process stops just before that call, or with `:after` behind it, just
-after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead.
+after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead; `version:call` where it is asked for its version.
 """
 
 import contextlib
@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).with_name("kinetics-prep")
 VIDEO = re.compile(r"file:\S*?(\w+)\.mp4|^(\w{11})_\d{6}_")  # the first file of a command, or a key
 WRAPPER = """#!/bin/sh
-number=1
-until mkdir "{calls}/{name}-$number" 2>/dev/null; do number=$((number + 1)); done
-echo "$*" > "{calls}/{name}-$number/arguments"
-case " $STOP " in *" {name}:$number "*) echo $$ > "{calls}/stopped-{name}"; kill -STOP $$ ;; esac
+name={name} number=1
+test "$1" = -version && name=version
+until mkdir "{calls}/$name-$number" 2>/dev/null; do number=$((number + 1)); done
+echo "$*" > "{calls}/$name-$number/arguments"
+case " $STOP " in *" $name:$number "*) echo $$ > "{calls}/stopped-$name"; kill -STOP $$ ;; esac
 exec {program} "$@"
 """
 
@@ -58,7 +59,7 @@ class Place:
 
     def start(self, *arguments: object, stop: str = "", **constants: float) -> "subprocess.Popen[str]":
         """Start kinetics-prep, as it is installed or, with a moment in Python or other constants, by this file."""
-        in_python = ":" in stop and not stop.startswith("ff")
+        in_python = stop.startswith("pipeline.")
         told = {"calls": str(self.calls), "stop": stop if in_python else "", "constants": constants}
         environment = {**os.environ, "PATH": self.path, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
         environment |= {TOLD: json.dumps(told), "STOP": stop}
@@ -76,10 +77,19 @@ class Place:
         return [int(text) for path in self.calls.glob("stopped-*") if (text := path.read_text())]
 
     def called(self, name: str) -> list[str]:
-        """The videos that a program, or "flow", was called for; "video" is one that was downloaded."""
+        """The videos that a program, or "flow", was called for; of one on the net "video", or "rgb" as it is stored."""
         notes = (path.read_text() for path in self.calls.glob(f"{name}-*/arguments"))
         found = (VIDEO.search(note) for note in notes)
         return sorted(match[1] or match[2] for match in found if match)
+
+    def wait_until_stopped(self, run: "subprocess.Popen[str]") -> None:
+        """Wait until a process has come to its moment; the run must not end before."""
+
+        def stopped() -> list[int]:
+            assert run.poll() is None, self.said
+            return self.stopped()
+
+        wait_for(stopped)
 
     def forget_calls(self) -> None:
         shutil.rmtree(self.calls)
@@ -128,6 +138,7 @@ class SilentServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _SilentHandler)
         self.folder, self.served, self.asked, self.closing = folder, None, threading.Event(), threading.Event()
+        self.ranges = False
         self.url = f"http://127.0.0.1:{self.server_port}/{{youtube_id}}.mp4"
 
 
@@ -138,7 +149,9 @@ class _SilentHandler(BaseHTTPRequestHandler):
         if served == 0:
             self.server.closing.wait()
             return
-        self.send_response(200)
+        self.send_response(206 if self.server.ranges else 200)
+        if self.server.ranges:  # it is asked for more than there is
+            self.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Type", "video/mp4")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -227,9 +240,9 @@ def note_call(calls: Path, name: str, arguments: str) -> int:
 def counting_flow(calls: Path, add_flow: Callable) -> Callable:
     """`pipeline.steps.add_flow`, each call of which is noted."""
 
-    def counted(members, coding):
+    def counted(members, *arguments):
         note_call(calls, "flow", json.loads(members["json"])["key"])
-        return add_flow(members, coding)
+        return add_flow(members, *arguments)
 
     return counted
 

@@ -102,3 +102,23 @@ def test_outputs_elsewhere_are_refused(tmp_path, url, said):
 def test_what_is_not_there_is_named(bucket):
     assert "does not exist" in prep("status", f"gs://{bucket.name}/nothing", status=2)
     assert not open_path(f"gs://{bucket.name}/nothing").exists()
+
+
+def test_videos_cut_clips_and_datasets_in_buckets(tmp_path, bucket, videos, make_video):
+    """A folder in a bucket holds whole videos and clips that are cut already; a dataset there is a source, too."""
+    here = f"gs://{bucket.name}"
+    cut = make_video(tmp_path / "cut.mkv", size="96x72", seconds=1)
+    bucket.blob("videos/AAAAAAAAAAA.mp4").upload_from_filename(videos / "AAAAAAAAAAA.mp4")
+    bucket.blob("videos/BBBBBBBBBBB_000000_000001.mkv").upload_from_filename(cut)
+    bucket.blob("videos/class/own.mkv").upload_from_filename(cut)
+    bucket.blob("own.csv").upload_from_string("path,label\nclass/own.mkv,yoga\nclass/none.mkv,yoga\n")
+    bucket.blob("val.csv").upload_from_string(LIST)
+    run = ("--source", f"{here}/videos", "--flow", "none", "--short-side", 32)
+    prep("run", "--manifest", f"{here}/val.csv", "--output", f"{here}/rgb", *run)
+    prep("run", "--manifest", f"{here}/own.csv", "--output", tmp_path / "own", *run)
+    assert json.loads(prep("status", tmp_path / "own", "--json")) == {"listed": 2, "ok": 1, "failed": {"missing": 1}}
+    entries = map(json.loads, objects(bucket, "rgb/ledger/")["outcomes.jsonl"].splitlines())
+    assert [(entry["reason"], entry["stored"]["frames"]) for entry in entries] == [(None, 25), (None, 25)]
+
+    prep("run", "--source", f"dataset:{here}/rgb", "--output", tmp_path / "flow", "--short-side", 32)
+    assert "2 samples, 2 decoded, 0 problems" in prep("verify", tmp_path / "flow", "--decode")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,11 @@ def worker(tmp_path_factory):
     """A worker's Python whose copy of the project is the installed wheel, and not this checkout."""
     folder = tmp_path_factory.mktemp("worker")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    for name in ("manifests", "flow", "model", "pipeline", "train"):  # setuptools leaves a build/ where it works
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source" / name)
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "source")]
     subprocess.run(wheel, check=True, timeout=300)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=120)
     python = folder / "venv" / "bin" / "python"

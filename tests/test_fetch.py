@@ -1,4 +1,4 @@
-"""What sources on the net say: recognised, waited for, and left alone when they refuse."""
+"""What sources on the net do: waited for, and left alone when they refuse."""
 
 import threading
 from collections import Counter
@@ -8,50 +8,10 @@ import pytest
 
 from manifests.clip import youtube_clip
 from pipeline import fetch
-from pipeline.fetch import REFUSALS_IN_A_ROW, FolderSource, UrlSource, forget_refusals, reason_of
-from pipeline.ledger import REASONS
+from pipeline.fetch import REFUSALS_IN_A_ROW, FolderSource, UrlSource, forget_refusals
 from pipeline.video import VideoError
 
 VIDEO_IDS = [f"video{i:06d}" for i in range(REFUSALS_IN_A_ROW + 3)]
-
-
-@pytest.mark.parametrize(
-    ("message", "reason"),
-    [
-        ("ERROR: [youtube] abc: Sign in to confirm you\u2019re not a bot. Use --cookies-from-browser", "blocked"),
-        ("ERROR: unable to download video data: HTTP Error 403: Forbidden", "blocked"),
-        ("ERROR: [youtube] abc: Something. YouTube is requiring a captcha challenge before playback", "blocked"),
-        ("ERROR: [youtube] abc: HTTP Error 429: Too Many Requests", "throttled"),
-        (
-            "ERROR: [youtube] abc: This content isn't available, try again later. The current session has been "
-            "rate-limited by YouTube for up to an hour.",
-            "throttled",
-        ),
-        ("ERROR: [youtube] abc: Sign in to confirm your age. This video may be inappropriate for some users.", "age"),
-        ("ERROR: [youtube] abc: Private video. Sign in if you've been granted access to this video", "private"),
-        ("ERROR: [youtube] abc: Video unavailable. This video is private", "private"),
-        ("ERROR: [youtube] abc: Video unavailable. This video has been removed by the uploader", "removed"),
-        (
-            "ERROR: [youtube] abc: Video unavailable. This video is no longer available because the YouTube account "
-            "associated with this video has been terminated.",
-            "removed",
-        ),
-        ("ERROR: [youtube] abc: Video unavailable", "removed"),
-        ("ERROR: [youtube] abc: The uploader has not made this video available in your country", "region"),
-        (
-            "ERROR: [youtube] abc: Video unavailable. This video contains content from Example, who has blocked it in "
-            "your country on copyright grounds",
-            "region",
-        ),
-        ("ERROR: [youtube] abc: This video is available to this channel's members on level: One", "login"),
-        ("ERROR: [youtube] abc: Join this channel to get access to members-only content like this video", "login"),
-        ("ERROR: [generic] abc: Unable to download webpage: HTTP Error 404: Not Found", "missing"),
-        ("ERROR: [generic] abc: timed out", "fetch-failed"),
-    ],
-)
-def test_what_yt_dlp_says(message, reason):
-    assert reason_of(message) == reason
-    assert reason in REASONS
 
 
 @pytest.fixture
@@ -98,11 +58,36 @@ def test_a_source_that_refuses_is_left_alone(site, tmp_path):
     found = [fetched(source, video_id, tmp_path / video_id) for video_id in VIDEO_IDS]
     assert {reason for reason, _ in found} == {"blocked"}
     assert len(asked) == REFUSALS_IN_A_ROW
-    assert found[-1][1].startswith(f"not asked: {REFUSALS_IN_A_ROW} clips in a row were refused")
+    assert found[-1][1].startswith(f"not asked: {REFUSALS_IN_A_ROW} clips in a row or more were refused")
     assert "HTTP Error 403" in found[0][1]
     statuses[:] = [200]
     forget_refusals()
     assert fetched(source, VIDEO_IDS[0], tmp_path / "again") == (b"abcd", "")
+
+
+def test_a_source_that_refuses_is_tried_now_and_then(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "ASK_AGAIN_AFTER", 3)
+    source, statuses, asked = site
+    statuses[:] = [403]
+    for i in range(REFUSALS_IN_A_ROW + 4):
+        fetched(source, f"video{i:06d}", tmp_path / str(i))
+    assert len(asked) == REFUSALS_IN_A_ROW + 1  # two were not asked for, one was, one was not
+    statuses[:] = [200]
+    found = [fetched(source, f"again{i:06d}", tmp_path / f"again{i}")[0] for i in range(4)]
+    assert found == ["blocked", b"abcd", b"abcd", b"abcd"]
+
+
+def test_a_mirror_that_refuses_what_it_does_not_have(site, tmp_path):
+    source, statuses, _ = site
+    assert fetched(source, "itisthere00", tmp_path / "there") == (b"abcd", "")
+    for i in range(REFUSALS_IN_A_ROW + 3):
+        statuses[:] = [403, 200]  # the file, and after it the one that was served before
+        reason, message = fetched(source, f"video{i:06d}", tmp_path / str(i))
+        assert (reason, "of this file only" in message) == ("missing", True)
+    statuses[:] = [403]  # now it is this machine that is refused
+    found = [fetched(source, f"again{i:06d}", tmp_path / f"again{i}") for i in range(REFUSALS_IN_A_ROW + 1)]
+    assert {reason for reason, _ in found} == {"blocked"}
+    assert found[-1][1].startswith("not asked")
 
 
 def test_one_answer_between_refusals_counts(site, tmp_path):

@@ -53,7 +53,7 @@ def members_of(clip, job):
     """What a clip that came out well would be stored as, with a made-up video."""
     rgb = f"video of {clip.key}".encode() * (1 + int(clip.video[5:]) % 3)
     metadata = {
-        "format_version": 1, "key": clip.key, "label": clip.label, "split": clip.split, "flow": None,
+        "format_version": 1, "key": clip.key, "label": clip.label, "split": clip.split, "flow": None, "memberships": [],
         "class_index": job.classes.index[clip.label],
         "classes": {"name": job.classes.name, "sha256": job.classes.sha256},
         "rgb": {"frames": 9, "width": 64, "height": 64, "sha256": hashlib.sha256(rgb).hexdigest()},
@@ -333,7 +333,7 @@ def test_an_index_with_a_path_for_a_key_is_refused(tmp_path):
     output.mkdir()
     run(tmp_path, output, range(1), dict.fromkeys(KEYS))
     (shard,) = read_snapshot(output).shards
-    records = read_index(output, shard)
+    records = read_index(output, shard).copy()
     records["key"] = b"../../escaped"
     with pytest.raises(FormatError, match="is no sample's key"):
         read_records(write_records(records), "index")

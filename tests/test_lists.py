@@ -1,8 +1,12 @@
 """Clip lists: every row becomes a clip or a named reason, and every label an index of a pinned list."""
 
-import pytest
+import json
 
-from manifests.classes import ClassList, published_classes, read_classes
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from manifests.classes import ClassList, published_classes, published_of_size, read_classes
 from manifests.clip import file_clip, youtube_clip
 from manifests.lists import ListError, read_lists, reject_unknown_labels
 
@@ -66,6 +70,153 @@ def test_bad_rows_are_named_and_the_others_go_on(tmp_path, row, said):
     assert listing.rejected[0].place == "list.csv:3"
     assert listing.rejected[0].reason == "bad-row"
     assert said in listing.rejected[0].message
+
+
+def entry(label="yoga", segment=(84.0, 94.0), subset="validate", **more):
+    annotations = {"segment": list(segment)} | ({"label": label} if label is not None else {})
+    return {"annotations": annotations, "duration": 10.0, "subset": subset, "url": "https://example.org", **more}
+
+
+def test_official_json(tmp_path):
+    entries = {
+        "---QUuC4vJs": entry(), "AAAAAAAAAAA": entry("cooking, on campfire", (0, 10), "train"),
+        "BBBBBBBBBBB": entry(None, subset="test"), "CCCCCCCCCCC": {"annotations": {"segment": [1, 11]}},
+    }  # fmt: skip
+    listing = read_lists([write(tmp_path, "list", "\ufeff \n" + json.dumps(entries, indent=1) + "\n")])
+    assert listing.rejected == []
+    assert [(clip.key, clip.label, clip.split) for clip in listing.clips] == [
+        ("---QUuC4vJs_000084_000094", "yoga", "val"),
+        ("AAAAAAAAAAA_000000_000010", "cooking, on campfire", "train"),
+        ("BBBBBBBBBBB_000084_000094", None, "test"),
+        ("CCCCCCCCCCC_000001_000011", None, None),
+    ]
+    assert listing.places["---QUuC4vJs_000084_000094"] == "list:---QUuC4vJs"
+    csv = write(tmp_path, "list.csv", K400 + "yoga,---QUuC4vJs,84,94,validate,0\n")
+    assert read_lists([csv]).clips == listing.clips[:1]
+    assert read_lists([write(tmp_path, "empty.json", " { } ")]).rows == 0
+
+
+def test_an_id_that_stands_several_times_in_json(tmp_path):
+    """Which a JSON object cannot say, so that `json` would keep the last one alone."""
+    entries = [entry(), entry(segment=(0, 10)), entry(), entry(segment=(9, 5)), entry(segment=(9, 4))]
+    text = "{" + ",".join(f'"AAAAAAAAAAA": {json.dumps(one)}' for one in entries) + "}"
+    listing = read_lists([write(tmp_path, "k.json", text)])
+    assert [clip.start_seconds for clip in listing.clips] == [84, 0]
+    assert [(row.place, row.reason) for row in listing.rejected] == [
+        ("k.json:AAAAAAAAAAA:3", "repeated-row"),
+        ("k.json:AAAAAAAAAAA:4", "bad-row"),
+        ("k.json:AAAAAAAAAAA:5", "bad-row"),
+    ]
+    assert "stands already at k.json:AAAAAAAAAAA" in listing.rejected[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("short", "{}", "no 'annotations'"),
+        ("xxxxxxxxxxx", "[]", "the entry is of 0 values, not an object"),
+        ("xxxxxxxxxxx", '{"annotations": "yoga"}', "annotations is 'yoga', not an object"),
+        ("xxxxxxxxxxx", '{"annotations": {"label": "x"}}', "no 'segment'"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 10, 20]}}', "segment of 3 values is not [start, end]"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": ["0", 10]}}', "is not [start, end]"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [true, 10]}}', "is not [start, end]"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [NaN, 10]}}', "start nan is outside"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, Infinity]}}', "end inf is outside"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 1e999]}}', "end inf is outside"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, ' + "9" * 5000 + "]}}", "end inf is outside"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [-1, 10]}}', "start -1.0 is outside"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0.5, 10]}}', "start 0.5 is not a whole second"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [10, 10]}}', "start 10 is not before end 10"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "segment": [0, 10]}}', "has the key 'segment' twice"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "label": {"a": 1, "a": 2}}}', "label 'a' is no text"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "label": 3}}', "label 3.0 is no text"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "label": "\\ud800"}}', "printable"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "label": "x"}, "subset": []}', "subset of 0 values is no"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9], "label": "x"}, "subset": "../x"}', "malformed split"),
+        ("xxxxxxxxxxx", '{"annotations": {"segment": [0, 9]}, "subset": "train"}', "no label in an entry of subset"),
+        ("../../etc/pa", '{"annotations": {"segment": [0, 9]}}', "malformed id '../../etc/pa'"),
+        ("\\u001b[31m:x", '{"annotations": {"segment": [0, 9]}}', "malformed id '\\x1b[31m:x'"),
+        ("", '{"annotations": {"segment": [0, 9]}}', "malformed id ''"),
+    ],
+)
+def test_bad_entries_of_json_are_named_and_the_others_go_on(tmp_path, name, value, said):
+    good = json.dumps(entry())
+    text = f'{{"AAAAAAAAAAA": {good}, "{name}": {value}, "BBBBBBBBBBB": {good}}}'
+    listing = read_lists([write(tmp_path, "k.json", text)])
+    assert [clip.video for clip in listing.clips] == ["AAAAAAAAAAA", "BBBBBBBBBBB"]
+    (row,) = listing.rejected
+    assert (row.list_name, row.reason) == ("k.json", "bad-row")
+    assert row.place.startswith("k.json:")
+    assert row.place.isprintable()
+    assert row.place.count(":") == 1
+    assert said in row.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "line 1 column 2"),
+        ('{"a" 1}', "expected :: line 1 column 6"),
+        ('{"a": 1', "expected , or }"),
+        ('{"a": 1,}', 'expected "'),
+        ('{"a": }', "Expecting value"),
+        ("{'a': 1}", 'expected "'),
+        ('{"a": 1} {', "something after the object"),
+        ('{"a": {"b": ' + "[" * 200_000, "nested too deeply"),
+        ('{"a": {"b": ' + '{"c":' * 200_000, "nested too deeply"),
+        ('{"a": "\n"}', "Invalid control character"),
+        ('[{"a": 1}]', "belong to no known list"),
+    ],
+)
+def test_what_is_no_json_object(tmp_path, text, said):
+    with pytest.raises(ListError) as caught:
+        read_lists([write(tmp_path, "k.json", text)])
+    assert said in str(caught.value)
+    assert "k.json" in str(caught.value)
+    (tmp_path / "k.json").write_bytes(b'{"caf\xe9": 1}')
+    with pytest.raises(ListError, match=r"k\.json: not JSON"):
+        read_lists([tmp_path / "k.json"])
+
+
+QUICK_TO_FAIL = Phase.explicit, Phase.reuse, Phase.generate
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["annotations", "segment", "label", "subset", "x"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, phases=QUICK_TO_FAIL)
+@given(
+    entries=st.lists(st.tuples(st.text(max_size=12) | st.sampled_from(["AAAAAAAAAAA"]), VALUES), max_size=4),
+    cut=st.none() | st.integers(0, 80),
+)
+def test_any_json_gives_clips_and_named_rows_or_a_list_error(tmp_path_factory, entries, cut):
+    path = tmp_path_factory.mktemp("json") / "k.json"
+    path.write_text(("{" + ",".join(f"{json.dumps(key)}:{json.dumps(value)}" for key, value in entries) + "}")[:cut])
+    try:
+        listing = read_lists([path])
+    except ListError:
+        assert cut is not None  # it was whole otherwise
+        return
+    assert listing.rows == len(entries)
+    assert len({row.place for row in listing.rejected} | set(listing.places.values())) == listing.rows
+
+
+LINES = ("a,AAAAAAAAAAA,0,10,val", '"a",AAAAAAAAAAA,0,10,val', '"a,b",AAAAAAAAAAA,1,10,', "a,b,c,d,e", '"')
+
+
+@settings(max_examples=100, deadline=None, phases=QUICK_TO_FAIL)
+@given(
+    lines=st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=40) | st.sampled_from(LINES), max_size=8)
+)
+def test_any_csv_gives_clips_and_named_rows(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("csv") / "k.csv"
+    path.write_bytes((K600 + "\n".join(lines)).encode(errors="surrogatepass"))
+    listing = read_lists([path])
+    places = {row.place for row in listing.rejected} | set(listing.places.values())
+    assert places == {f"k.csv:{number}" for number, line in enumerate(lines, 2) if line.strip()}
 
 
 def test_line_numbers_survive_blank_lines(tmp_path):
@@ -198,13 +349,38 @@ def test_published_classes():
     assert k400.labels[0] == "abseiling"
 
 
+def test_the_classes_of_kinetics_700():
+    """The publications say: 700 classes, all but three of the 600; here a fourth is spelt in another way."""
+    k600, k700 = published_classes("kinetics600"), published_classes("kinetics700")
+    assert len(k700.labels) == 700
+    assert k700.labels == tuple(sorted(k700.labels))
+    assert set(k600.labels) - set(k700.labels) == {
+        "bull fighting", "chopping vegetables", "picking fruit", "passing american football (not in game)"
+    }  # fmt: skip
+    assert "passing American football (not in game)" in k700.index
+    assert published_of_size(700) == k700
+
+
+def test_folders_of_classes_with_the_names_of_the_mirror(tmp_path):
+    """Labels with spaces and parentheses, names that start with dashes, and what macOS leaves in archives."""
+    labels = ("passing American football (not in game)", "massaging person's head", "tying knot (not on a tie)")
+    for label in labels:
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "--QUuC4vJs1_000084_000094.mp4").touch()
+        (tmp_path / "train" / label / "._--QUuC4vJs1_000084_000094.mp4").touch()
+    listing = reject_unknown_labels(read_lists([tmp_path / "train"]), published_classes("kinetics700"))
+    assert sorted(clip.label for clip in listing.clips) == sorted(labels)
+    assert len({clip.key for clip in listing.clips}) == 3
+    assert listing.rejected == []
+
+
 def test_unknown_labels_name_the_list_that_knows_them(tmp_path):
     text = K600 + "yarn spinning,AAAAAAAAAAA,0,10,val\nnonsense,BBBBBBBBBBB,0,10,val\nyoga,CCCCCCCCCCC,0,10,val\n"
     listing = reject_unknown_labels(read_lists([write(tmp_path, "k.csv", text)]), published_classes("kinetics400"))
     assert [clip.label for clip in listing.clips] == ["yoga"]
     yarn, nonsense = listing.rejected
     assert (yarn.place, yarn.reason) == ("k.csv:2", "unknown-label")
-    assert "kinetics600: pass --classes" in yarn.message
+    assert "kinetics600 and kinetics700: pass --classes" in yarn.message
     assert "--classes" not in nonsense.message
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
+from pipeline import process
+from pipeline.process import ChildError, ChildKilled, ChildTimeout, ChildTooLarge, run_child
 
 
 def alive(pid):
@@ -57,6 +58,35 @@ def test_a_full_disk_is_not_the_inputs_fault():
     for status in (0, 1):
         with pytest.raises(OSError, match="No space left on device"):
             run_child(["sh", "-c", f"echo 'av_write: No space left on device' >&2; exit {status}"], deadline_seconds=10)
+
+
+def test_what_a_child_may_take(tmp_path, monkeypatch):
+    hungry = [sys.executable, "-c", "import mmap; mmap.mmap(-1, 1 << 30)"]
+    assert run_child(hungry, deadline_seconds=60) == (b"", "")
+    with pytest.raises(
+        ChildTooLarge, match=r"wanted more than 536870912 bytes of memory: (?s:.*)Cannot allocate memory"
+    ):
+        run_child(hungry, deadline_seconds=60, memory_bytes=1 << 29)
+    writing = ["dd", "if=/dev/zero", "of=out", "bs=9999", "count=1000"]
+    with pytest.raises(ChildTooLarge, match="dd wrote a file of more than 1000000 bytes"):
+        run_child(writing, deadline_seconds=60, cwd=tmp_path, file_bytes=10**6)
+    assert (tmp_path / "out").stat().st_size == 10**6
+    monkeypatch.setattr(process, "MAXIMUM_WRITTEN_BYTES", 10**6)
+    with pytest.raises(ChildError, match="yes wrote more than 1000000 bytes"):
+        run_child(["yes"], deadline_seconds=60)
+
+
+def test_the_deadline_holds_for_a_child_that_never_stops_writing(monkeypatch):
+    monkeypatch.setattr(process, "MAXIMUM_WRITTEN_BYTES", 1 << 50)
+    with pytest.raises(ChildTimeout):
+        run_child(["sh", "-c", "while sleep .01; do echo x; done"], deadline_seconds=0.5)
+    with pytest.raises(ChildTimeout):
+        run_child(["sh", "-c", "exec >&- 2>&-; sleep 60"], deadline_seconds=0.5)
+
+
+def test_a_crash_leaves_no_dump(tmp_path):
+    _, errors = run_child(["sh", "-c", "ulimit -Hc >&2"], deadline_seconds=10, cwd=tmp_path)
+    assert errors == "0\n"
 
 
 def test_killed_by_somebody():

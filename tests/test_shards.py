@@ -21,7 +21,7 @@ SPECIFICATION = Specification("own", "0" * 64, samples_per_shard=4)
 def metadata(key, class_index=0, **changes):
     sha256 = "9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0"  # of b"aaa"
     value = {"format_version": 1, "key": key, "label": "x", "class_index": class_index, "split": None, "flow": None}
-    value |= {"classes": {"name": "own", "sha256": "0" * 64}}
+    value |= {"memberships": [], "classes": {"name": "own", "sha256": "0" * 64}}
     value |= {"rgb": {"frames": 9, "width": 64, "height": 64, "sha256": sha256}}
     return json.dumps({**value, **changes}).encode()
 
@@ -93,6 +93,7 @@ def test_finished_clips_of_another_label_are_not_taken(tmp_path):
     assert finished.read(file_clip("a.mp4", "x"), complete=True)
     assert finished.read(file_clip("a.mp4", "y"), complete=True) is None
     assert finished.read(file_clip("a.mp4", "x", split="val"), complete=True) is None
+    assert finished.read(file_clip("a.mp4", "x", memberships=["test1"]), complete=True) is None
     assert finished.read(file_clip("b.mp4", "x"), complete=True) is None
 
 
@@ -156,6 +157,9 @@ GOOD = [("k.rgb.mp4", b"aaa"), ("k.json", metadata("k")), ("k.cls", b"0")]
         ([GOOD[0], ("k.json", metadata("k", class_index=True)), GOOD[2]], "class_index is missing, of another"),
         ([GOOD[0], ("k.json", metadata("k", flow=[1])), GOOD[2]], "flow.frames is missing, of another type"),
         ([GOOD[0], ("k.json", metadata("k", flow={})), GOOD[2]], "flow.frames is missing, of another type"),
+        ([GOOD[0], ("k.json", metadata("k", memberships=None)), GOOD[2]], "memberships is missing, of another type"),
+        ([GOOD[0], ("k.json", metadata("k", memberships=["train9"])), GOOD[2]], "some of train1, test1"),
+        ([GOOD[0], ("k.json", metadata("k", memberships=[["train1"]])), GOOD[2]], "some of train1, test1"),
         ([GOOD[0], ("k.json", b"[" * 100000), GOOD[2]], "not the metadata"),
         ([GOOD[0], ("k.json", b" " * (1 << 21)), GOOD[2]], "larger than"),
     ],
@@ -163,6 +167,13 @@ GOOD = [("k.rgb.mp4", b"aaa"), ("k.json", metadata("k")), ("k.cls", b"0")]
 def test_hostile_shards(entries, said):
     with pytest.raises(FormatError, match=said):
         index_tar(tar_of(*entries), "shard.tar")
+
+
+def test_memberships_are_bits_of_the_index():
+    (record,) = index_tar(tar_of(GOOD[0], ("k.json", metadata("k", memberships=["train1", "test2"])), GOOD[2]), "shard")
+    assert record["memberships"] == 0b1001
+    (record,) = index_tar(tar_of(*GOOD), "shard")
+    assert record["memberships"] == 0
 
 
 def test_a_sparse_member_that_claims_to_be_huge():

@@ -1,6 +1,7 @@
 """One file prepared: cut, 25 fps by timestamps, size, colour, and a reason for what cannot be."""
 
 import subprocess
+import sys
 
 import av
 import numpy as np
@@ -189,6 +190,72 @@ def test_clips_that_are_too_long(tmp_path, make_video, monkeypatch):
     for end in (None, 3.5):
         with pytest.raises(VideoError, match="too-long: longer than 2 s"):
             encode(path, tmp_path, 1.0, end)
+
+
+def test_the_size_may_change(tmp_path):
+    """FFmpeg builds its filters anew there, and counts from zero: it loses the picture before, and no other."""
+    parts = [tmp_path / "0.ts", tmp_path / "1.ts"]
+    for number, part in enumerate(parts):
+        scale = f"scale={64 * (number + 1)}:64:flags=neighbor"
+        options = ("-vf", scale, "-c:v", "libx264", "-qp", "0", "-bf", "0", "-output_ts_offset", str(number))
+        counter_video(part, 25, 25, *options)
+    path = tmp_path / "in.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    stored = encode(path, tmp_path)
+    shown = shown_frames(stored)
+    changes = shown[np.append(True, np.diff(shown) != 0)]
+    np.testing.assert_array_equal(changes, [*range(24), *range(25)])
+    assert (stored.width, stored.height, stored.dropped) == (64, 64, 1)
+    assert stored.duplicated == stored.frames - len(changes)
+
+
+def test_a_gap_holds_what_was_shown_before_it(tmp_path):
+    """Ten hours without a frame: no memory, no time, and never a picture that comes hours later."""
+    path, gap = counter_video(tmp_path / "in.mkv", 25, 25), tmp_path / "gap.mkv"
+    late = "PTS+if(gte(N,12),36000000,0)"
+    command = ["ffmpeg", "-v", "error", "-i", path, "-c", "copy", "-bsf:v", f"setts=pts='{late}':dts='{late}'", gap]
+    subprocess.run(command, check=True, timeout=60)
+    stored = encode(gap, tmp_path, 0.0, 2.0)
+    np.testing.assert_array_equal(shown_frames(stored), [*range(12), *[11] * 38])
+    assert (stored.duplicated, stored.dropped) == (38, 0)
+    with pytest.raises(VideoError, match="too-short: 0 frames"):
+        encode(gap, tmp_path, 100.0, 101.0)
+
+
+@pytest.mark.parametrize("bound", ["MAXIMUM_STORED_BYTES", "MAXIMUM_SOURCE_PIXELS"])
+def test_what_a_worker_may_spend(tmp_path, make_video, monkeypatch, bound):
+    path = make_video(tmp_path / "in.mp4", size="640x480", seconds=0.4)
+    assert encode(path, tmp_path).frames == 10
+    limits = {"MAXIMUM_STORED_BYTES": 1000, "MAXIMUM_SOURCE_PIXELS": 640 * 479}
+    monkeypatch.setattr(f"pipeline.video.{bound}", limits[bound])
+    with pytest.raises(VideoError) as caught:
+        encode(path, tmp_path)
+    assert caught.value.reason == "too-large"
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from pipeline.video import encode_rgb, flow_coding, flow_of
+from manifests.sample import RgbCoding
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1e3
+folder = Path(sys.argv[1])
+for seconds in (8, 120):
+    rgb = encode_rgb(folder / "in.mkv", folder / "out.mp4", RgbCoding(short_side=128), 0, seconds)
+    assert flow_of(rgb.content, flow_coding()).frames == 25 * seconds - 1
+    print(peak())
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_clip(tmp_path):
+    """Luma of 120 s at this size is 61 MB, and what is held at a time some 15 MB."""
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=gray:size=160x128:rate=25:duration=120"]
+    subprocess.run([*command, "-c:v", "ffv1", tmp_path / "in.mkv"], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", GROWTH, tmp_path], check=True, capture_output=True, timeout=300)
+    short, long = map(float, done.stdout.split())
+    assert long - short < 20
 
 
 def test_no_video_stream(tmp_path):

@@ -34,7 +34,7 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 
 @click.command("i3d-train", context_settings=CONTEXT)
 @click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
-@click.option("--split", help="Train on this split; needed where the data have several.")
+@click.option("--split", help="Train on this split, such as train or train1; needed where there are several.")
 @click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Which stream to train.")
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
@@ -94,7 +94,7 @@ def train_command(**options: Any) -> None:
 
 @click.command("i3d-eval", context_settings=CONTEXT)
 @click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
-@click.option("--split", help="Only this split.")
+@click.option("--split", help="Only this split, such as val or test1.")
 @RGB_OPTION
 @FLOW_OPTION
 @CROP_OPTION

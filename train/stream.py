@@ -5,19 +5,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import braceexpand
 import numpy as np
 
 from manifests.classes import PUBLISHED, ClassList, published_classes
-from manifests.index import MEMBERS, NO_CLASS, index_tar, read_index, read_members, read_snapshot
+from manifests.clip import MEMBERSHIPS, membership_mask, memberships_of
+from manifests.index import MEMBERS, NO_CLASS, Shard, index_tar, read_index, read_members, read_snapshot
 from manifests.sample import METADATA, FormatError, differences, flow_meaning
 from model import Stream
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Where one sample lies."""
 
     key: str
@@ -49,7 +49,7 @@ class Samples:
     samples: tuple[Sample, ...]
     classes: ClassList | None
     snapshot: str | None
-    splits: tuple[str | None, ...]  # of the samples, each once
+    splits: tuple[str | None, ...]  # that was asked for, else those of the samples, each once
     flows: tuple[tuple[str, dict[str, Any]], ...]  # each `flow_meaning` there is, and whose it is
 
     def __iter__(self) -> Iterator[Sample]:
@@ -100,7 +100,7 @@ def open_samples(shards: str, split: str | None = None) -> Samples:
 
     Args:
         shards: a dataset's folder, `DIR` or `DIR@SNAPSHOT`, or names of tar files with braces and globs.
-        split: take only this split.
+        split: take only this split, `train1` or another of `manifests.clip.MEMBERSHIPS` where splits overlap.
 
     Raises:
         FormatError: nothing there, a damaged index or shard, or no sample of that split.
@@ -117,22 +117,36 @@ def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
     snapshot = read_snapshot(folder, name)
     if snapshot is None:
         raise FormatError(f"{folder}: no dataset is published there (there is no index.json)")
-    shards = [shard for shard in snapshot.shards if split is None or shard.split == split]
-    if not shards:
-        there = sorted({shard.split or "(none)" for shard in snapshot.shards})
-        raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
-    samples = []
-    for shard in shards:
+    bit = membership_mask([split]) if split in MEMBERSHIPS else 0
+    samples: list[Sample] = []
+    splits: list[str | None] = []
+    for shard in snapshot.shards:
+        if not (split is None or shard.split == split or bit):
+            continue
         path = folder / shard.path
         size = path.stat().st_size if path.exists() else None
         if size != shard.bytes:
             found = "missing" if size is None else f"{size} bytes"
             raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
-        samples += [Sample(record["key"].decode(), path, record) for record in read_index(folder, shard)]
+        records = read_index(folder, shard)
+        if split is not None and shard.split != split:
+            records = records[records["memberships"] & bit != 0]
+        samples += [Sample(record["key"].decode(), path, record) for record in records]
+        splits += [split] if split is not None else _splits_of(shard, records)
+    if not samples:
+        every = (name for shard in snapshot.shards for name in _splits_of(shard, read_index(folder, shard)))
+        there = sorted({name or "(none)" for name in every})
+        raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
     samples.sort(key=lambda sample: sample.key)
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
-    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(shard.split for shard in shards), flows)
+    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(splits), flows)
+
+
+def _splits_of(shard: Shard, records: np.ndarray) -> list[str | None]:
+    """The splits that samples of a shard belong to; what belongs to no overlapping split is of the shard's own."""
+    masks = np.unique(records["memberships"]).tolist()
+    return [name for mask in masks for name in memberships_of(mask) or (shard.split,)]
 
 
 def _of_tars(names: str, split: str | None) -> Samples:
@@ -153,9 +167,9 @@ def _of_tars(names: str, split: str | None) -> Samples:
             sample = Sample(record["key"].decode(), path, record)
             metadata = read_json(sample.read())
             class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
-            if split is None or metadata["split"] == split:
+            if split is None or split == metadata["split"] or split in metadata["memberships"]:
                 samples.append(sample)
-                splits.append(metadata["split"])
+                splits += [split] if split is not None else metadata["memberships"] or [metadata["split"]]
                 flow = flow_meaning(metadata["flow"])
                 if flow is not None and flow not in (known for _, known in flows):
                     flows.append((sample.name, flow))
