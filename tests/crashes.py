@@ -1,8 +1,8 @@
 """kinetics-prep in a process that stops at a chosen moment, its work counted; this file is also that program.
 
 A moment is `module:function:call`, where the process stops just before that call, or with `:after` behind it, just
-after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead, and
-`version:call`, where ffmpeg is asked for its version.
+after it; or `ffmpeg:call`, `ffprobe:call`, where that child stops instead, and `version:call`, where
+ffmpeg is asked for its version.
 """
 
 import contextlib
