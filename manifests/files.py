@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
@@ -39,13 +39,16 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing and reading: a neighbour of `path`, or one of this machine for a bucket's.
+    """Open a temporary file for writing and reading: a neighbour of `path`, or for a bucket's a nameless one here.
 
     It is removed when the block ends, unless `name_file` has given it a name.
     """
-    folder = Path(tempfile.gettempdir()) if in_bucket(path) else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    if in_bucket(path):
+        with tempfile.TemporaryFile() as file:  # nameless, so that it goes with a process that is killed
+            yield cast(BinaryIO, file)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
     try:
         with partial.open("x+b") as file:
             yield file
@@ -57,7 +60,7 @@ def name_file(file: BinaryIO, path: Path) -> None:
     """Give a partial file that is complete its name, on disk at once or not at all."""
     file.flush()
     if in_bucket(path):
-        path.fs.put_file(file.name, path.path)  # type: ignore[attr-defined]
+        path.fs.put_file(f"/dev/fd/{file.fileno()}", path.path)  # type: ignore[attr-defined]
         return
     os.fsync(file.fileno())
     Path(file.name).replace(path)

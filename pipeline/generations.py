@@ -8,6 +8,8 @@ that a crash at any moment leaves a readable dataset, and that doing it again fi
   snapshots are rewritten, then the files go.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,11 @@ SCRATCH = ".scratch"
 REPORT = "report.html"
 REPORT_LISTS = "report"  # folder of the lists that the page names
 Places = dict[str, tuple[Shard, np.void]]  # of samples by key: the shard and the record of its index
+
+
+def scratch_prefix(output: Path) -> str:
+    """How folders begin that a run makes for a moment, on its machine; by it the next run there finds what was left."""
+    return f"kinetics-prep-{hashlib.sha256(str(output).encode()).hexdigest()[:12]}-"
 
 
 def publish(output: Path, snapshot: Snapshot) -> None:
@@ -96,7 +103,10 @@ def finish_interrupted(output: Path) -> None:
 def _remove_leavings(output: Path) -> None:
     """Remove scratch, half-written files, and shards that no snapshot names."""
     remove_folder(output / SCRATCH)
-    if not in_bucket(output):
+    if in_bucket(output):
+        for folder in Path(tempfile.gettempdir()).glob(f"{scratch_prefix(output)}*"):
+            remove_folder(folder)
+    else:
         remove_partial_files(output)
         for pattern in ("ledger", "clips/*", "shards/*", "snapshots/*"):
             for folder in output.glob(pattern):

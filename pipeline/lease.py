@@ -77,7 +77,8 @@ def take(output: Path) -> str:
     try:
         _write(blob, holder, generation)
     except PreconditionFailed:
-        raise LeaseHeld(f"another run has just taken {output}") from None
+        if _look(blob)[1] != holder:  # else it was written, only the answer was lost and it was sent again
+            raise LeaseHeld(f"another run has just taken {output}") from None
     return holder
 
 

@@ -93,6 +93,7 @@ def run(
         judged = max_failures if remote else None  # else by whoever waits
         job = replace(plan.job, run=secrets.token_hex(8), lease=held.holder, max_failures=judged)
         pipeline = beam.Pipeline(options=options)
+        Path(pipeline.local_tempdir).rmdir()  # for transforms in other languages; a killed run would leave it for good
         prepare(pipeline, write_plan(plan.clips, job), job, flow_hints or {})
         if remote:
             pipeline.run()

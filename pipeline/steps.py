@@ -32,9 +32,9 @@ from manifests.sample import CLASS, FLOW, FORMAT_VERSION, METADATA, RGB, FlowCod
 from pipeline import generations, lease, progress, turns
 from pipeline.archives import ArchiveError, note_contents, read_archive
 from pipeline.fetch import CutClip, Source, Video, fetch, reading
-from pipeline.generations import SCRATCH
+from pipeline.generations import SCRATCH, scratch_prefix
 from pipeline.ledger import Outcome, forget_notes, note_outcome, noted_outcome, record_outcomes
-from pipeline.process import run_child
+from pipeline.process import ChildKilled, ChildTimeout, run_child
 from pipeline.remote import RemoteVideo
 from pipeline.shards import FinishedClips, PlannedShard, plan_shards, write_shard
 from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_of
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """Folder of this machine for what is being worked on; that of an output here is emptied by the next run."""
+        """Folder of this machine for what is being worked on; the next run here removes what is left in it."""
         return Path(tempfile.gettempdir()) if in_bucket(self.output) else self.output / SCRATCH
 
     @property
@@ -167,7 +167,7 @@ def _keep_member(clip: Clip, file: Path, job: Job) -> None:
 @contextmanager
 def _scratch_folder(job: Job) -> Iterator[Path]:
     job.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=job.scratch, prefix=scratch_prefix(job.output)) as folder:
         yield Path(folder)
 
 
@@ -291,7 +291,10 @@ def _stored(members: dict[str, bytes]) -> dict[str, int]:
 @cache
 def versions() -> dict[str, str]:
     """Of the programs that decide what becomes of a clip, on this machine."""
-    banner, _ = run_child(["ffmpeg", "-version"], deadline_seconds=60)
+    try:
+        banner, _ = run_child(["ffmpeg", "-version"], deadline_seconds=60)
+    except (ChildKilled, ChildTimeout):  # no reason to end the run
+        banner = b""
     found = re.match(rb"ffmpeg version (\S+)", banner)
     return {
         "ffmpeg": found[1].decode(errors="replace") if found else "unknown",

@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +17,6 @@ from pipeline.video import decode_luma
 from train.stream import open_samples, read_json
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
-PROGRAM = Path(sys.executable).with_name("kinetics-prep")
 
 
 def prep(*arguments, status=0):
@@ -45,20 +40,6 @@ def ledger(dataset):
 def shard_bytes(dataset):
     """Name and content of all shards and their indexes."""
     return {p.relative_to(dataset).as_posix(): p.read_bytes() for p in dataset.glob("shards/*/*")}
-
-
-def processes_below(folder):
-    """Processes whose command line names the folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if str(folder).encode() in command and state != "Z" and int(entry.name) != os.getpid():
-            found.append(command)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +182,6 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, videos, good_list):
     assert len(one) == 4
     assert one == three
     assert (tmp_path / "out1" / "index.json").read_bytes() == (tmp_path / "out3" / "index.json").read_bytes()
-
-
-def test_replayed_bundles_change_no_byte(tmp_path, videos, good_list):
-    for name, options in (("plain", ()), ("replayed", ("--direct_runner_bundle_repeat=2",))):
-        output = tmp_path / name
-        prep("run", "--manifest", good_list, "--source", videos, "--output", output, "--flow", "none", *RUN, *options)
-    assert shard_bytes(tmp_path / "plain") == shard_bytes(tmp_path / "replayed")
 
 
 def test_the_next_run_does_only_what_is_missing(tmp_path, videos, good_list, make_video):
@@ -400,41 +374,6 @@ def test_verify_names_what_differs(tmp_path, videos, good_list, damage):
 def test_status_of_nothing(tmp_path):
     assert "no run has ended there yet" in prep("status", tmp_path, status=1)
     assert "nothing is published" in prep("verify", tmp_path, status=1)
-
-
-def start_run(output, listed, source):
-    command = [PROGRAM, "run", "--manifest", listed, "--source", source, "--output", output, "--workers", "2"]
-    return subprocess.Popen([*command, "--short-side", "96"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "never came"
-        time.sleep(0.02)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["encode", "flow", "finished"])
-def test_a_killed_run_goes_on_where_it_stood(tmp_path, videos, good_list, stage):
-    undisturbed = tmp_path / "undisturbed"
-    assert start_run(undisturbed, good_list, videos).wait(300) == 0
-
-    output = tmp_path / "killed"
-    run = start_run(output, good_list, videos)
-    pattern = {"encode": ".scratch/*/rgb.mp4", "flow": "clips/*/*.rgb.tar", "finished": "clips/*/*[0-9].tar"}[stage]
-    wait_for(lambda: list(output.glob(pattern)))
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    wait_for(lambda: not processes_below(output), seconds=5)
-    assert not (output / "index.json").exists()
-    finished = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*[0-9].tar")}
-
-    assert start_run(output, good_list, videos).wait(300) == 0
-    assert shard_bytes(output) == shard_bytes(undisturbed)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert not list(output.rglob("*.partial"))
-    assert not (output / ".scratch").exists()
 
 
 def test_retry_compact_and_purge(tmp_path, make_video):
