@@ -20,9 +20,11 @@ from flow import fastest_backend, tvl1
 from manifests.clip import Clip
 from pipeline.archives import ArchiveError, read_archive
 from pipeline.fetch import CutClip, Video, fetch, forget_refusals
+from pipeline.job import Job
 from pipeline.remote import RemoteVideo
 from pipeline.run import Plan
-from pipeline.steps import Job, add_flow, encode, members_without_flow
+from pipeline.samples import add_flow, members_without_flow
+from pipeline.steps import encode
 from pipeline.units import core_time, duration, size
 from pipeline.video import VideoError
 

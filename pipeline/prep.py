@@ -21,8 +21,8 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsIter
 
 from pipeline import steps
+from pipeline.job import Job, read_part
 from pipeline.ledger import Outcome
-from pipeline.steps import Job
 
 
 def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping
 
     Args:
         root: the pipeline to fill.
-        parts: names of those of the plan that `steps.write_plan` has written.
+        parts: names of those of the plan that `job.write_plan` has written.
         job: what is to be done with each clip.
         flow_hints: Beam's resource hints for the step that computes flow; the others run on any machine.
     """
@@ -48,7 +48,7 @@ def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping
     outcomes = (
         root
         | "Name the plan's parts" >> beam.Create(parts)
-        | "Read the plan" >> beam.FlatMap(steps.read_part, job)
+        | "Read the plan" >> beam.FlatMap(read_part, job)
         | "Spread clips" >> beam.Reshuffle()
         | "Fetch and encode" >> beam.Map(steps.fetch_and_encode, job, *archives)
         | "Compute flow" >> beam.Map(_compute_flow, job).with_resource_hints(**flow_hints)

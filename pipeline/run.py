@@ -18,12 +18,12 @@ from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.archives import ArchiveSource, to_read
 from pipeline.fetch import FolderSource, Source, forget_refusals
 from pipeline.generations import finish_interrupted
+from pipeline.job import Job, write_plan
 from pipeline.lease import run_lease
 from pipeline.ledger import WITHDRAWN, is_due, read_reasons, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.runners import DATAFLOW
-from pipeline.steps import Job, write_plan
 from pipeline.storage import open_path
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
