@@ -30,6 +30,11 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CONTENTS = "archives"  # the keys of those that were read to their end, so that none is read again for nothing
 REPLACEMENT = "replacement"
 MAXIMUM_MEMBER_BYTES = 1 << 31
+MAXIMUM_HEADER_BYTES = 1 << 20
+LONG_HEADERS = (  # what stands before a member, is read whole, and may say any size
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
 ROUND_TRIPS = 16  # at a time
 
@@ -99,12 +104,13 @@ def read_archive(archive: str, folder: Path, wanted: Callable[[str], bool]) -> I
     try:
         with open_download(archive).open("rb") as file:
             stream = _Decompressed(file)
-            tar = tarfile.open(fileobj=cast(Any, stream), mode="r|")  # noqa: SIM115 — the file is closed
+            tar = tarfile.open(fileobj=cast(Any, stream), mode="r|", tarinfo=_Entry)  # noqa: SIM115 — the file is closed
             while (entry := tar.next()) is not None:
                 setattr(tar, "members", [])  # noqa: B010 — it would remember all that it has seen
                 name = PurePosixPath(entry.name)
                 key, ending = name.name.partition(".")[0], name.suffix.lower()
-                if entry.isreg() and ending in VIDEO_SUFFIXES and KEY.fullmatch(key):
+                plain = entry.isreg() and not entry.issparse()
+                if plain and ending in VIDEO_SUFFIXES and KEY.fullmatch(key):
                     take = wanted(key) and entry.size <= MAXIMUM_MEMBER_BYTES
                     yield key, _save(tar, entry, folder / (key + ending)) if take else None
             stream.require(tar.offset + tarfile.BLOCKSIZE)
@@ -112,6 +118,17 @@ def read_archive(archive: str, folder: Path, wanted: Callable[[str], bool]) -> I
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         raise ArchiveError(f"{archive}: {str(error) or type(error).__name__}") from error
+
+
+class _Entry(tarfile.TarInfo):
+    """A tar's header that does not ask for more memory than a name takes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in LONG_HEADERS and entry.size > MAXIMUM_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {entry.size} bytes")
+        return entry
 
 
 def _save(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: Path) -> Path:

@@ -46,13 +46,12 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
     del earlier_waves  # that they are here means that those archives are through
     wanted = wanted_clips(job.plan, job.run)
     for last in (False, False, True):
-        keys: list[str] = []
+        keys: set[str] = set()
         try:
             with scratch_folder(job) as folder, turns.to_fetch(), ThreadPoolExecutor(CLIPS_OF_AN_ARCHIVE) as pool:
                 pending: set[Future[None]] = set()
-                open_clips = partial(_is_open, wanted, job)
-                for key, file in read_archive(archive, folder, open_clips):
-                    keys.append(key)
+                for key, file in read_archive(archive, folder, partial(_is_open, wanted, job, keys)):
+                    keys.add(key)
                     if file is not None:
                         pending.add(pool.submit(_keep_member, wanted[key], file, job))
                     if len(pending) == 2 * CLIPS_OF_AN_ARCHIVE:
@@ -70,8 +69,8 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
     return []
 
 
-def _is_open(wanted: dict[str, Clip], job: Job, key: str) -> bool:
-    return key in wanted and not _kept(wanted[key], job)
+def _is_open(wanted: dict[str, Clip], job: Job, seen: set[str], key: str) -> bool:
+    return key in wanted and key not in seen and not _kept(wanted[key], job)
 
 
 def _keep_member(clip: Clip, file: Path, job: Job) -> None:

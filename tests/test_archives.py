@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -155,6 +156,28 @@ def test_every_cut_of_an_archive_is_noticed(tmp_path, mode):
         (tmp_path / "a.tar").write_bytes(whole[:length])
         with pytest.raises(ArchiveError, match=r"a\.tar"):
             list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+
+
+def test_a_clip_that_stands_twice_in_an_archive(tmp_path, listed, clip):
+    """The first counts; the second does not get in its way while it is encoded."""
+    path = pack(tmp_path / "a.tar", {f"one/{A}.mp4": clip("640x480"), f"two/{A}.mp4": b"broken"}, "w")
+    prep("run", "--manifest", listed, "--source", f"tar:{path}", "--output", tmp_path / "out", *RUN)
+    assert ledger(tmp_path / "out")[A]["reason"] is None
+
+
+def test_headers_and_holes_do_not_fill_memory_or_disk(tmp_path):
+    huge = tarfile.TarInfo("x")
+    huge.type, huge.size = tarfile.XHDTYPE, 1 << 32
+    (tmp_path / "a.tar").write_bytes(huge.tobuf(tarfile.USTAR_FORMAT) + bytes(10240))
+    with pytest.raises(ArchiveError, match="a header of 4294967296 bytes"):
+        list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+
+    with (tmp_path / f"{A}.mp4").open("wb") as file:
+        file.truncate(1 << 30)
+    command = ["tar", "--sparse", "--format=gnu", "-cf", "holes.tar", f"{A}.mp4"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "holes.tar").stat().st_size < 1 << 20
+    assert list(read_archive(str(tmp_path / "holes.tar"), tmp_path, lambda key: True)) == []
 
 
 def test_nothing_is_written_outside(tmp_path):

@@ -308,7 +308,7 @@ def test_through_yt_dlp(tmp_path, videos, serve):
     ("arguments", "said"),
     [
         (("--source", "https://example.org/video.mp4"), "has no {youtube_id}"),
-        (("--source", "file:///etc/{youtube_id}"), "only http:// and https://"),
+        (("--source", "file:///etc/{youtube_id}"), "only http://, https://"),
         (("--source", "nowhere"), "neither 'youtube'"),
         (("--short-side", 33), "must be an even number"),
         (("--short-side", 8), "must be an even number"),
