@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 import traceback
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +16,7 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
+from pipeline import turns
 from pipeline.dataset_commands import COMMANDS, Location, print_totals
 from pipeline.estimate import estimate, lines, to_json
 from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
@@ -149,6 +151,7 @@ def run_command(
       kinetics-prep run --manifest gs://lists/train.csv --output gs://data/k400 --runner=DataflowRunner \\
         --project=mine --region=europe-west4 --temp_location=gs://data/tmp --sdk_container_image=IMAGE
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
+    started = time.monotonic()
     further, for_beam = _further_lists(others)
     try:
         options = beam_options(for_beam, workers or os.cpu_count() or 1)
@@ -193,12 +196,17 @@ def run_command(
     if plan.submitted:
         click.echo(f"The job goes on by itself. What becomes of it: kinetics-prep status {output}")
         return
-    worked_on, failed = {clip.key for clip in plan.clips}, 0
+    worked_on, failed, gpu_seconds = {clip.key for clip in plan.clips}, 0, 0.0
     for entry in read_entries(output):
-        if entry["key"] in worked_on and entry["reason"]:
+        if entry["key"] not in worked_on:
+            continue
+        gpu_seconds += entry["seconds"].get(turns.GPU, 0.0)
+        if entry["reason"]:
             failed += 1
             message = entry["message"].splitlines() or [""]
             click.echo(f"{entry['key']}: {entry['reason']}: {printable(message[-1])}", err=True)
+    if gpu_seconds:
+        click.echo(f"GPUs busy {turns.busy_share(gpu_seconds, time.monotonic() - started):.0%} of the time")
     click.echo("The dataset so far:")
     print_totals(output)
     if read_snapshot(output) is None:

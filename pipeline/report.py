@@ -18,6 +18,7 @@ from pipeline.ledger import LATER, REASONS, WITHDRAWN
 from pipeline.page import Cell, Html, Number, bars, cards, page, percent, table, unbroken
 from pipeline.pictures import pictures
 from pipeline.progress import STAGES
+from pipeline.turns import GPU
 from pipeline.units import core_time, size
 
 SNAPSHOTS_SHOWN = 20
@@ -263,7 +264,7 @@ def _bytes(account: Account) -> Html:
 
 def _work(account: Account) -> Html:
     rows: list[Sequence[Cell]] = []
-    for stage in (stage for stage in STAGES if stage in account.seconds):
+    for stage in (stage for stage in (*STAGES, GPU) if stage in account.seconds):
         seconds = np.array(account.seconds[stage], np.float64)
         median, high = (_time(value) for value in np.quantile(seconds, [0.5, 0.95]))
         rows.append((stage, len(seconds), median, high, _time(seconds.sum())))

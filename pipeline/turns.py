@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 THREADS_PER_WORKER = 8
+GPU = "gpu"  # of a clip's seconds: those of its flow that it had a GPU
 
 # Of the module, because Beam hands every step a pickled copy of what it was given.
 _fetching: AbstractContextManager[object] = contextlib.nullcontext()
@@ -47,7 +48,7 @@ def on_gpu(seconds: dict[str, float]) -> Iterator[str]:
     """The block waits for a GPU that is free, and has it alone; gives its name.
 
     Args:
-        seconds: how long the block had it is added to "gpu" here.
+        seconds: how long the block had it is added to `GPU` here.
     """
     free = _gpus()
     device = free.get()
@@ -55,7 +56,7 @@ def on_gpu(seconds: dict[str, float]) -> Iterator[str]:
     try:
         yield device
     finally:
-        seconds["gpu"] = seconds.get("gpu", 0.0) + time.monotonic() - started
+        seconds[GPU] = seconds.get(GPU, 0.0) + time.monotonic() - started
         free.put(device)
 
 
@@ -66,6 +67,11 @@ def gpu_count() -> int:
     except ImportError:
         return 0
     return int(torch.cuda.device_count())
+
+
+def busy_share(gpu_seconds: float, elapsed_seconds: float) -> float:
+    """How much of a stretch of time this machine's GPUs were held, 0 to 1."""
+    return gpu_seconds / (elapsed_seconds * max(1, gpu_count()))
 
 
 def _gpus() -> queue.SimpleQueue[str]:

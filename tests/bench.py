@@ -21,7 +21,7 @@ from skimage.registration import optical_flow_tvl1
 from flow import VARIANTS, BackendUnavailable, decode_flow_codes, dequantise, encode_flow, quantise, tvl1, tvl1_pairs
 from manifests.sample import FlowCoding, RgbCoding
 from pipeline.video import decode_luma, encode_rgb
-from tests.bench_pipeline import bench_book_keeping, bench_cores, bench_scale, seconds_of
+from tests.bench_pipeline import bench_book_keeping, bench_cores, bench_feeding, bench_scale, seconds_of
 from tests.scenes import HEIGHT, SCENES, WIDTH, render_pair
 
 SEED = 20170722
@@ -165,6 +165,7 @@ def main(clips: tuple[Path, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table("Book-keeping: ratio of all to the bare steps", bench_book_keeping(Path(folder)))
         table("Cores", bench_cores(Path(folder)))
+        table("Feeding a GPU", bench_feeding(Path(folder)))
         table("Scale", bench_scale(Path(folder)))
         bench_flow()
         bench_threads()

@@ -3,32 +3,37 @@
 import hashlib
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from flow import encode_flow
 from manifests.classes import read_classes
 from manifests.clip import youtube_clip
 from manifests.index import INDEX_SUFFIX, Shard, Snapshot, record_dtype, write_records
-from manifests.sample import Specification
+from manifests.sample import RgbCoding, Specification
 from pipeline import steps
 from pipeline.cli import main as kinetics_prep
 from pipeline.fetch import FolderSource
 from pipeline.generations import publish
 from pipeline.ledger import Outcome, record_outcomes
 from pipeline.run import make_plan
-from pipeline.video import flow_coding
+from pipeline.video import decode_luma, encode_rgb, flow_coding
 
 CLIPS = 24
 CLIP_SECONDS = 10
 SMALL = ("--short-side", "64")  # of the clips with flow: what is measured is who waits for whom, and not TV-L1
+PAIRS_PER_SECOND = 3000  # what a GPU is to compute; no GPU is asked here
 LISTED = 650_000
 RERUN = 20_000
 SAMPLES_PER_SHARD = Specification.samples_per_shard
@@ -106,6 +111,35 @@ def bench_cores(folder: Path) -> list[tuple[str, ...]]:
     return rows
 
 
+def bench_feeding(folder: Path) -> list[tuple[str, ...]]:
+    """What cores do for a clip while a GPU computes its flow, and so how many cores keep a GPU busy."""
+    coding, stored = flow_coding("tvl1", 24), folder / "rgb.mp4"
+    spent = [_core_seconds()]
+    rgb = encode_rgb(min((folder / "videos").glob("*.mp4")), stored, RgbCoding())
+    spent.append(_core_seconds())
+    pictures = decode_luma(rgb.content)
+    spent.append(_core_seconds())
+    fast = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # flow that is as much work to encode
+    flow = [fast.calc(first, second, None) for first, second in pairwise(pictures)]
+    spent.append(_core_seconds())
+    encode_flow(flow, crf=coding.crf)
+    spent.append(_core_seconds())
+    encoding, decoding, _, coding_flow = np.diff(spent)
+    rows = [("core-seconds of a clip of 10 s", f"cores for a GPU of {PAIRS_PER_SECOND} pairs/s")]
+    gpu_seconds = (len(pictures) - 1) / PAIRS_PER_SECOND
+    for name, seconds in (
+        (f"decode {decoding:.2f}, encode flow {coding_flow:.2f}", decoding + coding_flow),
+        (f"and cut, resize, encode RGB {encoding:.2f}", decoding + coding_flow + encoding),
+    ):
+        rows.append((name, f"{seconds / gpu_seconds:.0f}"))
+    return rows
+
+
+def _core_seconds() -> float:
+    ours, theirs = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return ours.ru_utime + ours.ru_stime + theirs.ru_utime + theirs.ru_stime
+
+
 def _alone(code: str, *arguments: str) -> tuple[float, float]:
     """Seconds that a piece of code says, and its process's largest memory in GB."""
     command = [
@@ -123,7 +157,7 @@ import sys, time
 from pathlib import Path
 from pipeline.run import make_plan
 from pipeline.fetch import FolderSource
-from pipeline.video import flow_coding
+from pipeline.video import decode_luma, encode_rgb, flow_coding
 started = time.perf_counter()
 plan = make_plan([Path(sys.argv[1])], [FolderSource("/")], Path(sys.argv[2]), flow=flow_coding("tvl1", 24))
 assert len(plan.listing.clips) == int(sys.argv[3]) and len(plan.clips) == int(sys.argv[4]), len(plan.clips)

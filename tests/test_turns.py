@@ -45,3 +45,8 @@ def test_a_gpu_comes_back_after_an_error(monkeypatch):
                 raise ValueError
         except ValueError:
             pass
+
+
+def test_the_busy_share_counts_all_gpus(monkeypatch):
+    monkeypatch.setattr(turns, "gpu_count", lambda: 2)
+    assert turns.busy_share(30, 20) == 0.75
