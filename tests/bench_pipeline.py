@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -111,27 +111,26 @@ def bench_cores(folder: Path) -> list[tuple[str, ...]]:
     return rows
 
 
-def bench_feeding(folder: Path) -> list[tuple[str, ...]]:
+def bench_feeding(videos: Iterable[Path], folder: Path) -> list[tuple[str, ...]]:
     """What cores do for a clip while a GPU computes its flow, and so how many cores keep a GPU busy."""
-    coding, stored = flow_coding("tvl1", 24), folder / "rgb.mp4"
-    spent = [_core_seconds()]
-    rgb = encode_rgb(min((folder / "videos").glob("*.mp4")), stored, RgbCoding())
-    spent.append(_core_seconds())
-    pictures = decode_luma(rgb.content)
-    spent.append(_core_seconds())
-    fast = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # flow that is as much work to encode
-    flow = [fast.calc(first, second, None) for first, second in pairwise(pictures)]
-    spent.append(_core_seconds())
-    encode_flow(flow, crf=coding.crf)
-    spent.append(_core_seconds())
-    encoding, decoding, _, coding_flow = np.diff(spent)
-    rows = [("core-seconds of a clip of 10 s", f"cores for a GPU of {PAIRS_PER_SECOND} pairs/s")]
-    gpu_seconds = (len(pictures) - 1) / PAIRS_PER_SECOND
-    for name, seconds in (
-        (f"decode {decoding:.2f}, encode flow {coding_flow:.2f}", decoding + coding_flow),
-        (f"and cut, resize, encode RGB {encoding:.2f}", decoding + coding_flow + encoding),
-    ):
-        rows.append((name, f"{seconds / gpu_seconds:.0f}"))
+    coding = flow_coding("tvl1", 24)
+    fast = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # flow that is as much work to encode
+    rows = [("", "decode", "encode flow", "cut and encode RGB", "cores for flow alone", "cores for all")]
+    for video in videos:
+        spent = [_core_seconds()]
+        rgb = encode_rgb(video, folder / "rgb.mp4", RgbCoding(), 0.0, CLIP_SECONDS)
+        spent.append(_core_seconds())
+        pictures = decode_luma(rgb.content)
+        spent.append(_core_seconds())
+        flow = [fast.calc(first, second, None) for first, second in pairwise(pictures)]
+        spent.append(_core_seconds())
+        encode_flow(flow, crf=coding.crf)
+        spent.append(_core_seconds())
+        encoding, decoding, _, coding_flow = np.diff(spent)
+        gpu_seconds = (len(pictures) - 1) / PAIRS_PER_SECOND
+        cores = ((decoding + coding_flow) / gpu_seconds, (decoding + coding_flow + encoding) / gpu_seconds)
+        seconds = (f"{found:.2f} core-s" for found in (decoding, coding_flow, encoding))
+        rows.append((f"{video.name}, {len(pictures)} frames", *seconds, *(f"{found:.0f}" for found in cores)))
     return rows
 
 
