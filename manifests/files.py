@@ -103,7 +103,8 @@ def remove_folder(folder: Path) -> None:
 def names_in(folder: Path) -> list[str]:
     """Names of what lies in a folder, sorted; none where there is no such folder."""
     if in_bucket(folder):
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        # An object that marks the folder itself is no name in it.
+        return sorted(path.name for path in folder.iterdir() if path != folder) if folder.exists() else []
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 — a folder may hold 650,000 files
     except FileNotFoundError:

@@ -387,6 +387,10 @@ def read_index(folder: Path, shard: Shard) -> np.ndarray:
     records = read_records(content, str(path))
     if len(records) != shard.samples:
         raise FormatError(f"{path}: {len(records)} samples, the snapshot says {shard.samples}")
+    for stem in ("rgb", "flow", "json"):
+        lengths, offsets = records[f"{stem}_length"], records[f"{stem}_offset"]
+        if ((lengths > shard.bytes) | (offsets > shard.bytes - np.minimum(lengths, shard.bytes))).any():
+            raise FormatError(f"{path}: {stem} of a sample lies behind the end of its shard")
     return records
 
 

@@ -4,23 +4,30 @@ A member's name ends in the clip's key, `{youtube_id}_{start:06d}_{end:06d}.mp4`
 nothing, and members with other names do not count.
 """
 
+import asyncio
 import bz2
-import errno
 import gzip
 import hashlib
 import io
 import lzma
-import shutil
+import os
 import tarfile
+import time
+import urllib.parse
+import urllib.request
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
-from manifests.files import write_file
+import aiohttp
+import fsspec
+
+from manifests.files import in_bucket, write_file
 from manifests.folders import VIDEO_SUFFIXES
 from manifests.index import KEY
 from pipeline.storage import open_download
@@ -29,13 +36,23 @@ PREFIX = "tar:"
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CONTENTS = "archives"  # the keys of those that were read to their end, so that none is read again for nothing
 REPLACEMENT = "replacement"
-MAXIMUM_MEMBER_BYTES = 1 << 31
+MAXIMUM_MEMBER_BYTES = 1 << 28  # a clip of ten seconds has some megabytes
 MAXIMUM_HEADER_BYTES = 1 << 20
 LONG_HEADERS = (  # what stands before a member, is read whole, and may say any size
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
+BLOCK_BYTES = 1 << 22
+EMPTY_READS = 8
+DAMAGE = (
+    *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError, RecursionError),
+    *(aiohttp.ClientError, asyncio.TimeoutError),
+)
+CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
+BACK_OFF_SECONDS = (1.0, 5.0, 20.0)  # before a block is asked for again
+PARTIAL_CONTENT = 206
+URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # what a name may hold beside them is escaped
+VERSIONS = ("mtime", "etag", "generation", "last_modified", "lastmodified", "updated")
 ROUND_TRIPS = 16  # at a time
 
 
@@ -67,7 +84,7 @@ def archive_source(text: str) -> ArchiveSource:
     if where.endswith(ENDINGS):
         archives = [where]
     elif where.endswith(".txt"):
-        parent = where.rpartition("/")[0]
+        parent = where.rpartition("/")[0] or "."
         lines = (line.strip() for line in place.read_text().splitlines())
         archives = [line if "://" in line or line.startswith("/") else f"{parent}/{line}" for line in lines if line]
         wrong = next((line for line in archives if not line.endswith(ENDINGS)), None)
@@ -87,37 +104,78 @@ def archive_source(text: str) -> ArchiveSource:
     return ArchiveSource(tuple(wave for wave in (mended, plain) if wave))
 
 
-def read_archive(archive: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Path | None]]:
+class Member(NamedTuple):
+    """A clip of an archive, where its video was put (None: it was not wanted, or is too large), and its size."""
+
+    key: str
+    file: Path | None
+    bytes: int
+
+
+def read_archive(archive: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """The clips of an archive, one after the other.
 
     Args:
         archive: a path or a URL.
-        folder: where to put the wanted ones; whoever asks for the next one has removed, or will remove, the file.
+        folder: where to put the wanted ones; whoever takes them removes them.
         wanted: whether a clip is, by its key.
-
-    Yields:
-        A clip's key, and its file; None where it is not wanted, or larger than `MAXIMUM_MEMBER_BYTES`.
 
     Raises:
         ArchiveError: missing, damaged, or cut short, also where that is seen only at its end.
     """
-    try:
-        with open_download(archive).open("rb") as file:
+    with _naming(archive):
+        file = _open(archive)
+    with file:
+        with _naming(archive):
             stream = _Decompressed(file)
-            tar = tarfile.open(fileobj=cast(Any, stream), mode="r|", tarinfo=_Entry)  # noqa: SIM115 — the file is closed
-            while (entry := tar.next()) is not None:
-                setattr(tar, "members", [])  # noqa: B010 — it would remember all that it has seen
-                name = PurePosixPath(entry.name)
-                key, ending = name.name.partition(".")[0], name.suffix.lower()
-                plain = entry.isreg() and not entry.issparse()
-                if plain and ending in VIDEO_SUFFIXES and KEY.fullmatch(key):
-                    take = wanted(key) and entry.size <= MAXIMUM_MEMBER_BYTES
-                    yield key, _save(tar, entry, folder / (key + ending)) if take else None
-            stream.require(tar.offset + tarfile.BLOCKSIZE)
+            tar = tarfile.open(fileobj=cast(Any, stream), mode="r|", tarinfo=_Entry)  # noqa: SIM115 — `file` is closed
+        while True:
+            with _naming(archive):
+                entry = tar.next()
+            if entry is None:
+                break
+            setattr(tar, "members", [])  # noqa: B010 — it would remember all that it has seen
+            name = PurePosixPath(entry.name)
+            plain = entry.isreg() and not entry.issparse() and name.suffix.lower() in VIDEO_SUFFIXES
+            if plain and KEY.fullmatch(name.stem):
+                take = entry.size <= MAXIMUM_MEMBER_BYTES and wanted(name.stem)
+                path = folder / (name.stem + name.suffix.lower())
+                yield Member(name.stem, _save(archive, tar, entry, path) if take else None, entry.size)
+        with _naming(archive):
+            _require_the_end(tar, stream)
+
+
+@contextmanager
+def _naming(archive: str) -> Iterator[None]:
+    """What reading raises is the archive's fault, and says which one."""
+    try:
+        yield
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise ArchiveError(f"{archive}: {str(error) or type(error).__name__}") from error
+        raise ArchiveError(f"{archive}: {type(error).__name__}: {error}") from error
+
+
+def _save(archive: str, tar: tarfile.TarFile, entry: tarfile.TarInfo, path: Path) -> Path:
+    with _naming(archive):
+        content = tar.extractfile(entry)
+    assert content is not None  # it is a file
+    with path.open("wb") as file:  # what is wrong with this folder is not the archive's fault
+        while True:
+            with _naming(archive):
+                block = content.read(BLOCK_BYTES)
+            if not block:
+                return path
+            file.write(block)
+
+
+def _require_the_end(tar: tarfile.TarFile, stream: "_Decompressed") -> None:
+    """A damaged header looks like the end to `tarfile`; behind the real one there are zeros, and one block at least."""
+    while block := cast(IO[bytes], tar.fileobj).read(BLOCK_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {tar.offset}: no header of a member")
+    while stream.read(BLOCK_BYTES):  # compressed bytes are checked at their end
+        pass
+    if stream.total < tar.offset + tarfile.BLOCKSIZE:
+        raise EOFError("cut short, the end-of-archive mark is missing")
 
 
 class _Entry(tarfile.TarInfo):
@@ -131,19 +189,11 @@ class _Entry(tarfile.TarInfo):
         return entry
 
 
-def _save(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: Path) -> Path:
-    content = tar.extractfile(entry)
-    assert content is not None  # it is a file
-    with path.open("wb") as file:
-        shutil.copyfileobj(content, file)
-    return path
-
-
 class _Decompressed:
-    """The bytes of a tar, whichever way it is compressed, that knows in the end whether all were there."""
+    """The bytes of a tar, whichever way it is compressed, and how many have been read."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        buffered = io.BufferedReader(cast(io.RawIOBase, file), 1 << 20)
+        buffered = io.BufferedReader(cast(io.RawIOBase, file), BLOCK_BYTES)
         head = buffered.peek(6)
         for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
             if head.startswith(magic):
@@ -151,32 +201,81 @@ class _Decompressed:
                 break
         else:
             self.file = cast(IO[bytes], buffered)
-        self.total = 0
+        self.total = self.empty = 0
 
     def read(self, size: int) -> bytes:
         block = self.file.read(size)
         self.total += len(block)
+        self.empty = 0 if block else self.empty + 1
+        if self.empty > EMPTY_READS:
+            raise EOFError("cut short")  # `tarfile` would read on to where a header says that its member ends
         return block
 
-    def require(self, size: int) -> None:
-        """Read to the end, where compressed bytes are checked. Raise `EOFError` for fewer than `size` bytes in all."""
-        while self.read(1 << 20):
-            pass
-        if self.total < size:
-            raise EOFError("cut short, the end-of-archive mark is missing")
+
+def _open(archive: str) -> IO[bytes]:
+    """Open for reading from the start; over HTTP by ranges, of which a lost one is asked for again, where served."""
+    path = open_download(archive)
+    if not archive.startswith(("http://", "https://")):
+        return path.open("rb")
+    url = urllib.parse.quote(archive, safe=URL_CHARACTERS)
+    first = urllib.request.Request(url, headers={"Range": "bytes=0-0"})  # noqa: S310 — it is http
+    with urllib.request.urlopen(first, timeout=CONNECT_SECONDS) as answer:  # noqa: S310
+        ranges = answer.status == PARTIAL_CONTENT
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    fs = fsspec.filesystem("http", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
+    if ranges:
+        return cast(IO[bytes], _Patient(fs.open(archive, block_size=BLOCK_BYTES)))
+    return cast(IO[bytes], fs.open(archive, block_size=0))
+
+
+class _Patient(io.RawIOBase):
+    """A file on the net, each block of which is asked for again when a connection is lost."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        for wait_seconds in (*BACK_OFF_SECONDS, None):
+            try:
+                block = self.file.read(len(buffer))
+                break
+            except DAMAGE:
+                if wait_seconds is None:
+                    raise
+                time.sleep(wait_seconds)
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def identity(archive: str) -> str:
+    """An archive's name, size, and what tells its versions apart where it lies: time, tag or generation."""
+    path = open_download(archive)
+    if not in_bucket(path):
+        status = path.stat()
+        return f"{archive} {status.st_size} {status.st_mtime_ns}"
+    fields = path.fs.info(path.path)  # type: ignore[attr-defined]
+    found = {key.lower(): value for key, value in fields.items()}
+    return f"{archive} {found['size']} {[str(found[name]) for name in VERSIONS if found.get(name)]}"
 
 
 def known_contents(output: Path, archive: str) -> set[str] | None:
     """Keys of an archive that was read to its end before, in the version that is there now; else None."""
     try:
-        return set(_contents(output, archive).read_text().split())
+        return set(_contents(output, identity(archive)).read_text().split())
     except OSError:
         return None
 
 
-def note_contents(output: Path, archive: str, keys: Iterable[str]) -> None:
-    """Keep the keys of an archive that was read to its end."""
-    write_file(_contents(output, archive), "".join(f"{key}\n" for key in sorted(set(keys))).encode())
+def note_contents(output: Path, version: str, keys: Iterable[str]) -> None:
+    """Keep the keys of an archive that was read to its end; `version` is its `identity` from before that."""
+    write_file(_contents(output, version), "".join(f"{key}\n" for key in sorted(set(keys))).encode())
 
 
 def to_read(output: Path, source: ArchiveSource, due: Collection[str]) -> tuple[tuple[str, ...], ...]:
@@ -190,6 +289,5 @@ def to_read(output: Path, source: ArchiveSource, due: Collection[str]) -> tuple[
         return tuple(tuple(compress(wave, pool.map(may_hold, wave))) for wave in source.waves)
 
 
-def _contents(output: Path, archive: str) -> Path:
-    identity = f"{archive} {open_download(archive).stat().st_size}"
-    return output / CONTENTS / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.txt"
+def _contents(output: Path, version: str) -> Path:
+    return output / CONTENTS / f"{hashlib.sha256(os.fsencode(version)).hexdigest()[:32]}.txt"

@@ -129,7 +129,7 @@ def _of_archives(due: Sequence[Clip], job: Job) -> Iterator[Measured]:
                 measured = Measured()
                 try:
                     with _timed(measured, "fetch"):
-                        key, file = next(members)
+                        key, file, _ = next(members)
                 except (StopIteration, ArchiveError):
                     break
                 if file is not None:

@@ -174,6 +174,8 @@ def fetch(
         VideoError: what went wrong, by a reason of the ledger. Of several sources' reasons it is the first that a later
             run tries again, else the last; the message holds them all.
     """
+    if clip.origin == "file" and clip.folder and not sources:
+        return _brought(open_path(clip.folder) / clip.video, scratch)
     errors = list(earlier)
     for number, source in enumerate(sources):
         folder = scratch / str(number)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from pipeline.generations import SCRATCH, scratch_prefix
 from pipeline.shards import FinishedClips
 
 CLIPS_IN_A_PART = 1000
+_reading = threading.Lock()
 
 
 class TooManyFailures(RuntimeError):
@@ -81,9 +83,14 @@ def _clips(part: Path) -> Iterator[Clip]:
         yield Clip(**{**fields, "memberships": tuple(fields["memberships"])})
 
 
-@lru_cache(maxsize=1)
 def wanted_clips(plan: Path, run: str) -> dict[str, Clip]:
     """All clips of a run's plan: which of them an archive has is seen only while it is read."""
+    with _reading:  # once, whoever asks at the same time
+        return _wanted_clips(plan, run)
+
+
+@lru_cache(maxsize=1)
+def _wanted_clips(plan: Path, run: str) -> dict[str, Clip]:
     del run  # that the plan of another run is not taken for this one's
     return {clip.key: clip for part in names_in(plan) for clip in _clips(plan / part)}
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from google.api_core.exceptions import NotFound, PreconditionFailed
+from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 
 from manifests.files import in_bucket
@@ -25,7 +26,7 @@ from manifests.lease import LEASE, LeaseHeld, lease
 
 LEASE_SECONDS = 3600.0
 RENEW_SECONDS = 300.0
-HOLDER = "holder"
+HOLDER, ENDED = "holder", "ended"
 ABSENT = 0  # the generation of an object that does not exist
 
 _renewing = threading.Lock()
@@ -55,20 +56,40 @@ def run_lease(output: Path) -> Iterator[Held]:
         with lease(output):
             yield Held()
         return
-    held = Held(take(output))
+    held, through = Held(take(output)), threading.Event()
+
+    def keep() -> None:
+        while not through.wait(RENEW_SECONDS) and not held.handed_over:
+            with suppress(LeaseLost):  # the step that is to publish will say so
+                renew(output, held.holder)
+
+    threading.Thread(target=keep, daemon=True).start()
     try:
         yield held
     finally:
+        through.set()
         if not held.handed_over:
             release(output, held.holder)
 
 
 def take(output: Path) -> str:
-    """Take the lease on an output in a bucket. Gives the holder's name. Raises `LeaseHeld`."""
+    """Take the lease on an output in a bucket. Gives the holder's name.
+
+    Raises:
+        LeaseHeld: another run holds it.
+        OSError: no such bucket, or nobody who may write there.
+    """
+    try:
+        return _take(output)
+    except (GoogleAPIError, GoogleAuthError) as error:
+        raise OSError(f"{output}: the bucket cannot be used: {error}") from error
+
+
+def _take(output: Path) -> str:
     blob = _blob(output)
     holder = f"process {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(4)}"
     generation, found, age_seconds = _look(blob)
-    if generation != ABSENT and age_seconds < LEASE_SECONDS:
+    if found and age_seconds < LEASE_SECONDS:
         minutes = (LEASE_SECONDS - age_seconds) / 60
         raise LeaseHeld(
             f"another run ({found}) is working on {output}; wait for it. "
@@ -103,14 +124,23 @@ def require(output: Path, holder: str | None) -> None:
 
 
 def release(output: Path, holder: str | None) -> None:
-    """End the lease, if the holder has it still."""
+    """End the lease, if the holder has it still. What is left of it says whose it was."""
     if holder is None:
         return
     blob = _blob(output)
     generation, found, _ = _look(blob)
     if found == holder:
-        with suppress(NotFound, PreconditionFailed):  # another has it by now
-            blob.delete(if_generation_match=generation)
+        with suppress(PreconditionFailed):  # another has it by now
+            _write(blob, "", generation, ended=holder)
+
+
+def has_ended(output: Path, holder: str | None) -> bool:
+    """Whether the lease of this holder was released, and nobody has taken it since."""
+    if holder is None:
+        return False
+    blob = _blob(output)
+    _, found, _ = _look(blob)
+    return not found and (blob.metadata or {}).get(ENDED) == holder
 
 
 def _require(blob: storage.Blob, output: Path, holder: str) -> int:
@@ -126,12 +156,15 @@ def _look(blob: storage.Blob) -> tuple[int, str, float]:
         blob.reload()
     except NotFound:
         return ABSENT, "", 0.0
-    holder = (blob.metadata or {}).get(HOLDER, "unknown")
+    holder = (blob.metadata or {}).get(HOLDER, "")
     return blob.generation, holder, (datetime.now(UTC) - blob.updated).total_seconds()
 
 
-def _write(blob: storage.Blob, holder: str, generation: int) -> None:
-    blob.metadata = {HOLDER: holder}  # of the object itself, so that one request reads it together with the generation
+def _write(blob: storage.Blob, holder: str, generation: int, *, ended: str = "") -> None:
+    blob.metadata = {
+        HOLDER: holder,
+        ENDED: ended,
+    }  # of the object itself, so that one request reads it together with the generation
     blob.upload_from_string(b"", if_generation_match=generation)
 
 

@@ -168,11 +168,12 @@ def noted_outcome(folder: Path, clip: Clip) -> Outcome | None:
 
 
 def adopt_notes(folder: Path) -> None:
-    """Put what a killed run noted into the ledger."""
+    """Put the failures that a killed run noted into the ledger. What came out well is recorded when it is published."""
     notes = [folder / NOTES / name for name in names_in(folder / NOTES) if name.endswith(".json")]
     if notes:
         with ThreadPoolExecutor(READERS) as pool:
-            _record(folder, pool.map(lambda note: _read_entry(note.read_bytes(), str(note)), notes))
+            found = list(pool.map(lambda note: _read_entry(note.read_bytes(), str(note)), notes))
+        _record(folder, [entry for entry in found if entry["reason"]])
     forget_notes(folder)
 
 

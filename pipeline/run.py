@@ -16,14 +16,14 @@ from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
 from pipeline.archives import ArchiveSource, to_read
-from pipeline.fetch import FolderSource, Source, forget_refusals
+from pipeline.fetch import FolderSource, Source, UrlSource, forget_refusals
 from pipeline.generations import finish_interrupted
 from pipeline.job import Job, write_plan
 from pipeline.lease import run_lease
 from pipeline.ledger import WITHDRAWN, is_due, read_reasons, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
-from pipeline.runners import DATAFLOW
+from pipeline.runners import DATAFLOW, is_dataflow
 from pipeline.storage import open_path
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
@@ -75,12 +75,11 @@ def run(
         SpecificationChanged: the output holds a dataset of another specification.
     """
     _check_short_side(short_side)
-    remote = options.view_as(StandardOptions).runner == DATAFLOW
+    remote = is_dataflow(options.view_as(StandardOptions).runner)
     if remote and not in_bucket(output):
         raise ValueError(f"{DATAFLOW} wants an output in a bucket, gs://…, which its machines reach, not {output}")
     for source in sources if remote else ():
-        if isinstance(source, FolderSource | DatasetSource) and "://" not in source.folder:
-            raise ValueError(f"{DATAFLOW} wants sources that its machines reach, not the folder {source.folder}")
+        _require_reach(source)
     if classes is not None:
         read_classes(classes)  # before anything is made
     with run_lease(output) as held:
@@ -90,6 +89,9 @@ def run(
         record_rejected(output, plan.listing)
         if not plan.clips:
             return plan
+        own = next((clip.folder for clip in plan.clips if clip.origin == "file" and "://" not in clip.folder), None)
+        if remote and own is not None:
+            raise ValueError(f"{DATAFLOW} wants videos that its machines reach, not those below {own}")
         judged = max_failures if remote else None  # else by whoever waits
         job = replace(plan.job, run=secrets.token_hex(8), lease=held.holder, max_failures=judged)
         pipeline = beam.Pipeline(options=options)
@@ -152,6 +154,22 @@ def make_plan(
         not_due=Counter(reason for clip in open_clips if clip.key not in due and (reason := reasons[clip.key])),
         withdrawn=len(unpublished) - len(open_clips),
     )
+
+
+def _require_reach(source: Source) -> None:
+    """Raise `ValueError` for a source that only this machine has, or whose secrets a job would carry."""
+    if isinstance(source, UrlSource):
+        if source.cookies:
+            raise ValueError(f"{DATAFLOW}: a file of cookies, {source.cookies}, is not on its machines")
+        if any("@" in proxy for proxy in source.proxies):
+            raise ValueError(f"{DATAFLOW}: a proxy's password would be stored with the job")
+        return
+    places = (
+        [archive for wave in source.waves for archive in wave] if isinstance(source, ArchiveSource) else [source.folder]
+    )
+    here = next((place for place in places if "://" not in place), None)
+    if here is not None:
+        raise ValueError(f"{DATAFLOW} wants sources that its machines reach, not {here}")
 
 
 def _check_short_side(short_side: int) -> None:

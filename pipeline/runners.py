@@ -21,6 +21,11 @@ DATAFLOW_DEFAULTS = (
 FLOW_MACHINE = {"min_ram": "24GB", "cpu_count": "8"}
 
 
+def is_dataflow(runner: str | None) -> bool:
+    """Whether a runner's name is Dataflow's; Beam takes it with its module and in small letters, too."""
+    return (runner or "").rpartition(".")[2].lower() == DATAFLOW.lower()
+
+
 def beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
     """Beam's options of a command line, with what it does not say.
 
@@ -46,7 +51,7 @@ def beam_options(arguments: tuple[str, ...], workers: int) -> PipelineOptions:
         own = [f"--runner={IN_PROCESS}", "--direct_running_mode=multi_threading", f"--direct_num_workers={threads}"]
         turns.limit(workers)
         return PipelineOptions([*own, *arguments])
-    if known.runner != DATAFLOW:
+    if not is_dataflow(known.runner):
         return PipelineOptions(list(arguments))
     options = PipelineOptions([*DATAFLOW_DEFAULTS, *arguments])
     _require_for_dataflow(options)
@@ -70,7 +75,7 @@ def _require_for_dataflow(options: PipelineOptions) -> None:
 
 def flow_hints(options: PipelineOptions, flow: str, accelerator: str) -> dict[str, str]:
     """Beam's resource hints for the step that computes flow. The other steps get none: a GPU would wait for them."""
-    if flow == "none" or accelerator == "none" or options.get_all_options()["runner"] != DATAFLOW:
+    if flow == "none" or accelerator == "none" or not is_dataflow(options.get_all_options()["runner"]):
         return {}
     return {"accelerator": accelerator, **FLOW_MACHINE}
 
@@ -86,7 +91,7 @@ def fetching_processes(options: PipelineOptions) -> int:
     if runner in (IN_PROCESS, "DirectRunner", "BundleBasedDirectRunner"):
         several = given["direct_running_mode"] == "multi_processing"
         return (given["direct_num_workers"] or os.cpu_count() or 1) if several else 1
-    if runner == DATAFLOW:
+    if is_dataflow(runner):
         fixed = given["num_workers"] if given["autoscaling_algorithm"] == "NONE" else None
         machines = fixed or given["max_num_workers"]
         if machines and "no_use_multiple_sdk_containers" in (given["experiments"] or []):

@@ -4,6 +4,7 @@ Data errors of a clip end as an `Outcome` with a reason; everything else (a full
 raised and ends the run. Whatever a step has finished lies under its final name and is found again by the next run.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from manifests.files import remove_folder
 from manifests.index import Shard, Snapshot, read_snapshot
 from manifests.sample import FLOW, RGB
 from pipeline import generations, lease, progress, turns
-from pipeline.archives import ArchiveError, note_contents, read_archive
+from pipeline.archives import MAXIMUM_MEMBER_BYTES, ArchiveError, identity, note_contents, read_archive
 from pipeline.fetch import CutClip, Video, fetch, reading
 from pipeline.generations import SCRATCH
 from pipeline.job import Job, TooManyFailures, scratch_folder, wanted_clips
@@ -48,12 +49,17 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
     for last in (False, False, True):
         keys: set[str] = set()
         try:
+            version = identity(archive)
             with scratch_folder(job) as folder, turns.to_fetch(), ThreadPoolExecutor(CLIPS_OF_AN_ARCHIVE) as pool:
                 pending: set[Future[None]] = set()
-                for key, file in read_archive(archive, folder, partial(_is_open, wanted, job, keys)):
-                    keys.add(key)
+                for key, file, size in read_archive(archive, folder, partial(_is_open, wanted, job, keys)):
+                    lease.renew(job.output, job.lease)
                     if file is not None:
                         pending.add(pool.submit(_keep_member, wanted[key], file, job))
+                    elif size > MAXIMUM_MEMBER_BYTES and _is_open(wanted, job, keys, key):
+                        said = f"{size} bytes in {archive}, a clip has at most {MAXIMUM_MEMBER_BYTES}"
+                        _failed(wanted[key], VideoError("too-large", said), job, {})
+                    keys.add(key)
                     if len(pending) == 2 * CLIPS_OF_AN_ARCHIVE:
                         done, pending = wait(pending, return_when=FIRST_COMPLETED)
                         for future in done:
@@ -62,9 +68,11 @@ def take_from_archive(archive: str, job: Job, *earlier_waves: Any) -> list[str]:
                     future.result()
         except ArchiveError as error:
             if last:
+                logging.getLogger(__name__).warning("%s", error)
                 return [str(error)]
+            time.sleep(1)
             continue
-        note_contents(job.output, archive, keys)
+        note_contents(job.output, version, keys)
         break
     return []
 
@@ -113,7 +121,8 @@ def _not_in_archives(noted: Outcome | None, problems: list[str]) -> VideoError:
     if noted and noted.reason:
         return VideoError(noted.reason, noted.message)
     if problems:
-        return VideoError("fetch-failed", "in no archive that could be read; not read were: " + "; ".join(problems))
+        said = f"in no archive that could be read; {len(problems)} could not, the first: {problems[0]}"
+        return VideoError("fetch-failed", said)
     return VideoError("missing", "in none of the archives")
 
 
@@ -218,14 +227,15 @@ def finish(job: Job, outcomes: Iterable[Outcome], shards: Iterable[Shard]) -> No
         LeaseLost: another run works on the output by now.
         TooManyFailures: more than the job's `max_failures`, where that is said; what came out well is published.
     """
-    before = read_snapshot(job.output)
-    if before is None or int(before.name) < job.generation:  # else this is done again, after a worker's crash
+    if not lease.has_ended(job.output, job.lease):  # else this is done again, after a worker's crash
         lease.require(job.output, job.lease)
-        record_outcomes(job.output, outcomes)
-        forget_notes(job.output)
-        publish(list(shards), job)
-    remove_folder(job.output / SCRATCH)
-    lease.release(job.output, job.lease)
+        before = read_snapshot(job.output)
+        if before is None or int(before.name) < job.generation:  # else it crashed after this
+            record_outcomes(job.output, outcomes)
+            forget_notes(job.output)
+            publish(list(shards), job)
+        remove_folder(job.output / SCRATCH)
+        lease.release(job.output, job.lease)
     failed = sum(outcome.reason is not None for outcome in outcomes)
     if job.max_failures is not None and failed > job.max_failures:
         raise TooManyFailures(failed, job.max_failures)

@@ -90,7 +90,7 @@ def reason_of(message: str) -> str:
 
 def without_credentials(message: str) -> str:
     """A message without the user names and passwords that its URLs hold."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", message)
+    return re.sub(r"(?<=://)[^/\s]+@", "", message)
 
 
 def format_arguments(short_side: int) -> list[str]:

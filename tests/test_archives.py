@@ -2,12 +2,17 @@
 
 import io
 import json
+import os
 import subprocess
 import tarfile
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner
 
+from pipeline import archives
 from pipeline.archives import ArchiveError, archive_source, read_archive
 from pipeline.cli import main
 
@@ -79,6 +84,89 @@ def test_clips_of_archives(tmp_path, listed, clip, serve, make_video):
     assert shards(tmp_path / "folder") == shards(tmp_path / "list") == shards(tmp_path / "net")
 
 
+def header(name, size, kind=tarfile.REGTYPE):
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT) + (bytes(512) if kind != tarfile.REGTYPE else b"")
+
+
+@pytest.mark.parametrize("between", [b"G" * 512, bytes(512), bytes(1024)])
+def test_damage_in_the_middle_is_not_the_end(tmp_path, between):
+    one, two = (pack(tmp_path / f"{key}.tar", {f"{key}.mp4": key.encode()}, "w").read_bytes() for key in (A, B))
+    (tmp_path / "a.tar").write_bytes(one[:1024] + between + two)
+    with pytest.raises(ArchiveError, match="damaged at byte 1024"):
+        list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+
+
+class Breaking(BaseHTTPRequestHandler):
+    """Serves one file, by ranges or not; each second connection is lost half-way where `breaks` is set."""
+
+    content, ranges, breaks, asked = b"", True, False, 0
+
+    def do_GET(self):
+        cls = type(self)
+        cls.asked += 1
+        first, last = 0, len(cls.content) - 1
+        if cls.ranges and "Range" in self.headers:
+            first, last = (int(number or last) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
+            last = min(last, len(cls.content) - 1)
+        self.send_response(206 if cls.ranges and "Range" in self.headers else 200)
+        if cls.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(cls.content)}")
+        part = cls.content[first : last + 1]
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if self.command == "GET":
+            lost = cls.breaks and (cls.asked % 2 or not cls.ranges)
+            with suppress(OSError):
+                self.wfile.write(part[: len(part) // 2] if lost else part)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.mark.parametrize(("ranges", "breaks"), [(True, False), (True, True), (False, False)])
+def test_archives_on_the_net(tmp_path, monkeypatch, ranges, breaks):
+    """More than one block, from servers with and without ranges, and over connections that are lost."""
+    monkeypatch.setattr(archives, "BACK_OFF_SECONDS", (0.0, 0.0, 0.0))
+    members = {f"{key}.mp4": os.urandom(6 << 20) for key in (A, B, C)}
+    content = pack(tmp_path / "a.tar", members, "w").read_bytes()
+    handler = type("Handler", (Breaking,), {"content": content, "ranges": ranges, "breaks": breaks})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        found = {member.key: member.file.read_bytes() for member in read_archive(url, tmp_path, lambda key: True)}
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert {f"{key}.mp4": content for key, content in found.items()} == members
+
+
+def test_a_lost_connection_without_ranges_is_the_archives_fault(tmp_path):
+    content = pack(tmp_path / "a.tar", {f"{A}.mp4": os.urandom(6 << 20)}, "w").read_bytes()
+    handler = type("Handler", (Breaking,), {"content": content, "ranges": False, "breaks": True})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ArchiveError, match=r"a\.tar"):
+            list(read_archive(f"http://127.0.0.1:{server.server_port}/a.tar", tmp_path, lambda key: True))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_list_of_archives_beside_which_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "one.tar", {f"{A}.mp4": b"x"}, "w")
+    (tmp_path / "paths.txt").write_text("one.tar\n")
+    ((archive,),) = archive_source("tar:paths.txt").waves
+    assert [member.key for member in read_archive(archive, tmp_path, lambda key: False)] == [A]
+
+
 def test_a_plan_is_measured_on_clips_of_archives(tmp_path, listed, clip):
     content = clip("64x48")
     pack(
@@ -112,12 +200,14 @@ def test_an_archive_is_read_again_only_for_a_clip_that_it_holds(tmp_path, listed
     run = ("run", "--manifest", listed, "--source", f"tar:{site}/paths.txt", "--output", tmp_path / "out", *RUN)
     prep(*run)
     assert ledger(tmp_path / "out")[C]["reason"] == "not-a-video"
-    (site / "one.tar.gz").write_bytes(bytes((site / "one.tar.gz").stat().st_size))  # would be damaged if it were read
+    status = (site / "one.tar.gz").stat()
+    (site / "one.tar.gz").write_bytes(bytes(status.st_size))  # would be damaged if it were read
+    os.utime(site / "one.tar.gz", ns=(status.st_atime_ns, status.st_mtime_ns))
     prep(*run)
     entries = ledger(tmp_path / "out")
     assert (entries[D]["reason"], entries[D]["attempts"]) == ("missing", 2)
     pack(site / "two.tar.gz", {f"{B}.mp4": clip("64x48"), f"{C}.mp4": clip("64x48"), f"{D}.mp4": clip("96x48")})
-    prep(*run)  # it has another size now
+    prep(*run)  # it is another file now
     assert {key: entry["reason"] for key, entry in ledger(tmp_path / "out").items()} == {
         **{A: None, B: None, D: None},
         C: "not-a-video",
@@ -148,7 +238,7 @@ def test_every_cut_of_an_archive_is_noticed(tmp_path, mode):
     members = {f"{A}.mp4": b"a" * 1000, f"{B}.mp4": b"b" * 1000}
     whole = pack(tmp_path / "a.tar", members, mode).read_bytes()
     found = list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: key == B))
-    assert found == [(A, None), (B, tmp_path / f"{B}.mp4")]
+    assert found == [(A, None, 1000), (B, tmp_path / f"{B}.mp4", 1000)]
     assert (tmp_path / f"{B}.mp4").read_bytes() == b"b" * 1000
     # A plain tar is filled up with zeros, of which the first block is the mark of its end: header, file, header, file.
     end = 512 + 1024 + 512 + 1024 + 512 if mode == "w" else len(whole)
@@ -171,6 +261,14 @@ def test_headers_and_holes_do_not_fill_memory_or_disk(tmp_path):
     (tmp_path / "a.tar").write_bytes(huge.tobuf(tarfile.USTAR_FORMAT) + bytes(10240))
     with pytest.raises(ArchiveError, match="a header of 4294967296 bytes"):
         list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+    (tmp_path / "a.tar").write_bytes(
+        b"".join(header("././@LongLink", 1, tarfile.GNUTYPE_LONGNAME) for _ in range(3000))
+    )
+    with pytest.raises(ArchiveError, match="RecursionError"):
+        list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
+    (tmp_path / "a.tar").write_bytes(header("x.mp4", 1 << 62))  # would be read over to the end of time
+    with pytest.raises(ArchiveError, match="cut short"):
+        list(read_archive(str(tmp_path / "a.tar"), tmp_path, lambda key: True))
 
     with (tmp_path / f"{A}.mp4").open("wb") as file:
         file.truncate(1 << 30)
@@ -190,9 +288,9 @@ def test_nothing_is_written_outside(tmp_path):
     folder = tmp_path / "inside"
     folder.mkdir()
     before = set(tmp_path.iterdir())
-    found = dict(read_archive(str(path), folder, lambda key: True))
-    assert set(found) == {"up_000000_000001", A, C}
-    assert {file.parent for file in found.values()} == {folder}
+    found = list(read_archive(str(path), folder, lambda key: True))
+    assert {member.key for member in found} == {"up_000000_000001", A, C}
+    assert {member.file.parent for member in found} == {folder}
     assert set(tmp_path.iterdir()) == before
 
 

@@ -43,7 +43,7 @@ def test_a_run_in_a_bucket_gives_the_bytes_of_one_on_a_disk(tmp_path, bucket, vi
     there = objects(bucket, "data/k400/")
     assert len(here) == 4
     assert {name: content for name, content in there.items() if name in here} == here
-    assert {name.split("/")[0] for name in there} == {"clips", "index.json", "ledger", "shards", "snapshots"}
+    assert {name.split("/")[0] for name in there} == {".lease", "clips", "index.json", "ledger", "shards", "snapshots"}
 
     assert json.loads(prep("status", output, "--json")) == {"listed": 3, "ok": 2, "failed": {"missing": 1}}
     assert "2 decoded, 0 problems" in prep("verify", output, "--decode")
@@ -76,7 +76,7 @@ def test_one_run_at_a_time(bucket, videos, tmp_path, monkeypatch):
     lease.require(output, second)
     lease.release(output, second)
     prep(*run)
-    assert not bucket.blob("out/.lease").exists()
+    assert bucket.get_blob("out/.lease").metadata["holder"] == ""
 
 
 def test_a_lease_that_is_renewed_does_not_end(bucket, monkeypatch):
