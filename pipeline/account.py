@@ -28,7 +28,7 @@ COLUMNS = {
     LABELLED: ("label", "youtube_id", "time_start", "time_end", "split"),
     UNLABELLED: ("youtube_id", "time_start", "time_end", "split"),
     FILES: ("path", "label", "start", "end", "split"),
-    FAILURES: ("key", "path", "label", "split", "reason", "tried_again", "attempts", "tried", "message"),
+    FAILURES: ("key", "path", "label", "split", "reason", "policy", "attempts", "tried", "message"),
 }
 Write = Callable[[str, Sequence[object]], None]
 

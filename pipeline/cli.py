@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import traceback
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from pipeline.dataset_commands import COMMANDS, Location, print_totals
 from pipeline.estimate import estimate, lines, to_json
 from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
 from pipeline.ledger import RETRYABLE, read_entries
-from pipeline.run import SpecificationChanged, make_plan, run
+from pipeline.run import Plan, SpecificationChanged, make_plan, run
 from pipeline.runners import beam_options, fetching_processes, flow_hints
 from pipeline.storage import open_output, open_path
 from pipeline.video import flow_coding
 from pipeline.youtube import check_proxy, preflight
 
 FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
+ROWS_SHOWN = 20  # of those that became no clip; the ledger and the report have them all
 PROXY_VARIABLE = "KINETICS_PREP_PROXY"
 
 
@@ -59,8 +61,9 @@ def main() -> None:
     multiple=True,
     default=["youtube"],
     show_default=True,
-    help="A folder (of <youtube_id>.<ext>, or where a list's paths start), a URL with {youtube_id}, youtube, or "
-    "dataset:DIR to reprocess what is stored there; of several, each is asked for what those before it lack.",
+    help="A folder (of <youtube_id>.<ext> or <key>.<ext>, or where a list's paths start), a URL with {youtube_id}, "
+    "tar:WHERE (archives of cut clips: one, a folder, a .txt list), youtube, or dataset:DIR to reprocess what is "
+    "stored there; of several, each is asked for what those before it lack.",
 )
 @click.option("--output", required=True, type=Location(open_output), help="The dataset's folder, or gs://bucket/name.")
 @click.option("--flow", type=click.Choice([*VARIANTS, "none"]), default="tvl1", show_default=True, help=FLOW_HELP)
@@ -161,7 +164,7 @@ def run_command(
     try:
         plan = run(
             [*manifests, *map(open_path, further)],
-            _ready_sources(sources, cookies, proxies, rate),
+            _sources(sources, cookies, proxies, rate),
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
@@ -170,6 +173,7 @@ def run_command(
             max_failures=max_failures,
             flow_hints=flow_hints(options, flow, accelerator),
             options=options,
+            announce=partial(_announce, cookies=cookies),
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -184,8 +188,6 @@ def run_command(
         raise click.ClickException(
             f"{error}\nThe run has stopped. What is finished is kept: mend the cause and run the same command again."
         ) from error
-    for row in plan.listing.rejected:
-        click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
     already = len(plan.listing.clips) - len(plan.clips) - plan.not_due.total() - plan.withdrawn
     given_up = f"{plan.not_due.total()} failed for good before (--retry), " if plan.not_due else ""
     given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
@@ -267,13 +269,14 @@ def plan_command(
         beam_options(for_beam, workers or os.cpu_count() or 1)  # refuses what `run` would
         plan = make_plan(
             [*manifests, *map(open_path, further)],
-            _ready_sources(sources, cookies, proxies, downloads_per_minute),
+            _sources(sources, cookies, proxies, downloads_per_minute),
             output,
             flow=None if flow == "none" else flow_coding(flow, flow_crf),
             short_side=short_side,
             classes=classes,
             retry=RETRYABLE if "all" in retry else retry,
         )
+        _require_tools(plan, cookies)
         values = to_json(plan, estimate(plan, sample), workers or os.cpu_count() or 1, cores)
     except (ListError, FormatError, SpecificationChanged, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -286,23 +289,36 @@ def _further_lists(others: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str,
     return further, others[len(further) :]
 
 
-def _ready_sources(
-    texts: tuple[str, ...], cookies: Path | None, proxies: tuple[str, ...], downloads_per_minute: float | None
-) -> list[Source]:
-    """The sources, after a look at what they need on this machine; what is missing is said, and stops where it must."""
-    sources = with_net(
-        [parse_source(text) for text in texts],
-        cookies=cookies,
-        proxies=[check_proxy(proxy) for proxy in proxies],
-        downloads_per_minute=downloads_per_minute,
-    )
-    if any(isinstance(source, UrlSource) and source.template == YOUTUBE for source in sources):
+def _announce(plan: Plan, cookies: Path | None) -> None:
+    """Say before the work what is to be done, and which rows became no clip; raises as `_require_tools` does."""
+    for row in plan.listing.rejected[:ROWS_SHOWN]:
+        click.echo(f"{row.place}: {row.reason}: {printable(row.message)}", err=True)
+    if (more := len(plan.listing.rejected) - ROWS_SHOWN) > 0:
+        click.echo(f"… and {more} more rows, see kinetics-prep report", err=True)
+    click.echo(f"{len(plan.clips)} of {plan.listing.rows} rows to work on", err=True)
+    _require_tools(plan, cookies)
+
+
+def _require_tools(plan: Plan, cookies: Path | None) -> None:
+    """Say what this machine lacks to fetch the plan's clips from YouTube; raise `ValueError` where it cannot."""
+    from_youtube = any(isinstance(source, UrlSource) and source.template == YOUTUBE for source in plan.job.sources)
+    if from_youtube and any(clip.origin == "youtube" for clip in plan.clips):
         findings = preflight(cookies)
         for finding in findings:
             click.echo(f"youtube: {finding.message}", err=True)
         if any(finding.fatal for finding in findings):
             raise ValueError("nothing can be fetched from YouTube on this machine, see above")
-    return sources
+
+
+def _sources(
+    texts: tuple[str, ...], cookies: Path | None, proxies: tuple[str, ...], downloads_per_minute: float | None
+) -> list[Source]:
+    return with_net(
+        [parse_source(text) for text in texts],
+        cookies=cookies,
+        proxies=[check_proxy(proxy) for proxy in proxies],
+        downloads_per_minute=downloads_per_minute,
+    )
 
 
 for command in COMMANDS:

@@ -11,7 +11,7 @@ from manifests.clip import printable
 from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError
-from pipeline.generations import compact, withdraw
+from pipeline.generations import compact, unpublished, withdraw
 from pipeline.lease import run_lease
 from pipeline.ledger import LEDGER, read_entries, totals
 from pipeline.preview import png, preview, read_sample
@@ -173,6 +173,8 @@ def print_totals(dataset: Path) -> None:
     click.echo(f"failed  {sum(counts['failed'].values()):>8}")
     for reason, number in counts["failed"].items():
         click.echo(f"  {reason:<16}{number:>6}")
+    if waiting := len(unpublished(dataset)):
+        click.echo(f"finished{waiting:>8}  and not published: a run publishes when it ends")
 
 
 COMMANDS = (status_command, verify_command, preview_command, report_command, compact_command, purge_command)

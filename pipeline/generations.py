@@ -182,6 +182,18 @@ def _reader(output: Path, places: Places) -> Callable[[str], Mapping[str, bytes]
     return members
 
 
+def unpublished(output: Path) -> set[str]:
+    """Clips that are finished and in no shard of the current snapshot: a run is under way, or was killed."""
+    finished = {
+        name.removesuffix(".tar")
+        for folder in names_in(output / "clips")
+        for name in names_in(output / "clips" / folder)
+        if name.endswith(".tar") and not name.endswith(".rgb.tar")
+    }
+    snapshot = read_snapshot(output)
+    return finished.difference(published_keys(output, snapshot)) if snapshot else finished
+
+
 def withdraw(output: Path, keys: Collection[str]) -> None:
     """Take clips down: out of every snapshot and finished clip, for good; the ledger remembers their keys.
 

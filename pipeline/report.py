@@ -116,7 +116,9 @@ def _reasons_table(account: Account, reasons: Counter[str], unit: str, listed: i
         again = unbroken(_next_run(reason))
         lines.append((unbroken(reason), number, percent(number / listed), again, REASONS[reason].meaning, example))
     all_of_them = ("all", reasons.total(), percent(reasons.total() / listed) if listed else None, None, None, None)
-    return table(("Reason", unit, "Of listed", "The next run", "Meaning", "An example"), lines, all_of_them)
+    return table(
+        ("Reason", unit, f"Of all {unit.lower()}", "The next run", "Meaning", "An example"), lines, all_of_them
+    )
 
 
 def _next_run(reason: str) -> str:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,11 +60,25 @@ def run(
     max_failures: int | None = None,
     flow_hints: Mapping[str, str] | None = None,
     options: PipelineOptions,
+    announce: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Prepare every clip of the lists that is not published yet and publish what came out well.
 
     On Dataflow the job is submitted and left alone: it publishes, ends the lease, and ends as failed where more than
     `max_failures` clips failed. Other runners are waited for.
+
+    Args:
+        manifests: the lists.
+        sources: where videos come from.
+        output: the dataset's folder.
+        flow: how flow is made and stored; None for RGB only.
+        short_side: of the stored pictures, in pixels.
+        classes: name or file of the class list; None for what fits the dataset or the lists.
+        retry: reasons to try again though they are permanent.
+        max_failures: see above.
+        flow_hints: Beam's resource hints for the step that computes flow.
+        options: Beam's.
+        announce: is told the plan before the work begins, and may raise.
 
     Returns:
         What was planned; what became of it stands in the ledger.
@@ -86,6 +100,8 @@ def run(
         finish_interrupted(output)
         forget_refusals()
         plan = make_plan(manifests, sources, output, flow=flow, short_side=short_side, classes=classes, retry=retry)
+        if announce:
+            announce(plan)
         record_rejected(output, plan.listing)
         if not plan.clips:
             return plan

@@ -532,4 +532,4 @@ def test_a_run_says_what_is_missing_before_it_starts(programs, tmp_path):
     told = prep(*run, "--cookies", tmp_path / "cookies.txt", status=1)
     assert "its first line is not" in told
     assert "verysecret" not in told
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lease"]
