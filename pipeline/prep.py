@@ -28,7 +28,7 @@ from pipeline.ledger import Outcome
 def prepare(root: beam.Pipeline, parts: list[str], job: Job, flow_hints: Mapping[str, str]) -> None:
     """From the plan's parts to a published snapshot: clips are fetched, encoded, given flow; good ones become shards.
 
-    Archives of clips come first, one after the other; what they lack is fetched clip by clip.
+    Archives of clips come first, wave after wave; what they lack is fetched clip by clip.
 
     Args:
         root: the pipeline to fill.

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from click.testing import CliRunner
 
+from pipeline import lease, steps
 from pipeline.cli import main
+from pipeline.fetch import parse_source
+from pipeline.job import TooManyFailures
+from pipeline.lease import LeaseLost
+from pipeline.ledger import Outcome
+from pipeline.run import make_plan
+from pipeline.storage import open_output, open_path
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "example.org/kinetics-prep:1"
@@ -184,3 +192,48 @@ def test_the_serialised_pipeline_runs_in_a_worker_made_from_the_wheel(
     assert {name: bucket.blob(f"out/{name}").download_as_bytes() for name in here} == here
     assert bucket.get_blob("out/.lease").metadata["holder"] == ""
     assert not list(bucket.list_blobs(prefix="out/.scratch"))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("folder", (), "sources that its machines reach"),
+        ("tar:a.tar", (), "sources that its machines reach, not a.tar"),
+        ("youtube", ("--cookies", "cookies.txt"), "cookies.txt, is not on its machines"),
+        ("https://h/{youtube_id}", ("--proxy", "http://u:p@h:1"), "password would be stored with the job"),
+    ],
+)
+def test_what_its_machines_do_not_have_is_refused(bucket, val, tmp_path, monkeypatch, source, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "cookies.txt").write_text("# Netscape HTTP Cookie File\n")
+    assert said in submit(bucket, monkeypatch, *val, "--source", source, *options, status=1)
+    assert not list(bucket.list_blobs(prefix="out/.scratch"))
+
+
+def test_the_last_step_may_be_done_again(bucket, val, monkeypatch):
+    """Dataflow does so when its worker dies, and after a failure: it must neither publish twice nor disturb others."""
+    source = ("--source", "https://example.org/{youtube_id}.mp4")
+    submit(bucket, monkeypatch, *val, *source)
+    output = open_output(f"gs://{bucket.name}/out")
+    holder = bucket.get_blob("out/.lease").metadata["holder"]
+    plan = make_plan([open_path(val[1])], [parse_source(source[1])], output, flow=None)
+    job = replace(plan.job, lease=holder, max_failures=1)
+    outcomes = [Outcome(clip, "missing", "gone") for clip in plan.clips]
+    with pytest.raises(TooManyFailures):
+        steps.finish(job, outcomes, [])
+    other = lease.take(output)
+    bucket.blob("out/.scratch/plan/000000.jsonl").upload_from_string("{}")
+    with pytest.raises(LeaseLost):
+        steps.finish(job, outcomes, [])
+    assert bucket.blob("out/.scratch/plan/000000.jsonl").exists()
+    lease.release(output, other)
+
+    again = lease.take(output)
+    job = replace(job, lease=again)
+    for _ in range(2):
+        with pytest.raises(TooManyFailures):
+            steps.finish(job, outcomes, [])
+    entries = [json.loads(line) for line in bucket.blob("out/ledger/outcomes.jsonl").download_as_bytes().splitlines()]
+    assert [entry["attempts"] for entry in entries] == [2, 2]

@@ -459,8 +459,8 @@ def test_a_proxy_that_is_not_there(tmp_path, monkeypatch):
 
 
 def test_messages_lose_credentials():
-    told = without_credentials("to proxy http://u:p@h:1/ and https://h/ and a@b")
-    assert told == "to proxy http://h:1/ and https://h/ and a@b"
+    told = without_credentials("to proxy http://u:p@h:1/ and https://h/ and a@b and http://u:p@q@h:1/")
+    assert told == "to proxy http://h:1/ and https://h/ and a@b and http://h:1/"
 
 
 @pytest.mark.parametrize(
