@@ -14,8 +14,9 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
@@ -24,7 +25,7 @@ import numpy as np
 
 from manifests.classes import ClassList
 from manifests.clip import MEMBERSHIPS, membership_mask
-from manifests.files import canonical_json
+from manifests.files import canonical_json, in_bucket
 from manifests.sample import (
     CLASS,
     FLOW,
@@ -46,6 +47,7 @@ SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+/g[0-9]{4,9}-[0-9]{6}-[0-9a-f]{12
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 KEYS = re.compile(rb"(?:[A-Za-z0-9_-]{1,100}\n)*")
 NPY_LENGTH, NPY_LENGTH_AT, NPY_HEADER_AT = struct.Struct("<H"), 8, 10  # npy format 1.0: magic, version, length, header
+INDEXES_AT_A_TIME = 32  # each of which is a round trip in a bucket
 MAXIMUM_METADATA_BYTES = 1 << 20
 # The fields of a sample's metadata that readers rely on. Where there is no flow, `flow` is None.
 METADATA_FIELDS: dict[str, tuple[type, ...]] = {
@@ -417,9 +419,10 @@ def read_members(shard: BinaryIO, record: np.void, wanted: Sequence[str] = MEMBE
 
 def published_keys(folder: Path, snapshot: Snapshot) -> Iterator[str]:
     """Keys of all samples of a snapshot."""
-    for shard in snapshot.shards:
-        for key in read_index(folder, shard)["key"]:
-            yield key.decode("ascii")
+    with ThreadPoolExecutor(INDEXES_AT_A_TIME if in_bucket(folder) else 1) as pool:
+        for records in pool.map(partial(read_index, folder), snapshot.shards):
+            for key in records["key"].tolist():
+                yield key.decode("ascii")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -306,6 +306,7 @@ def test_any_layout_of_memory():
     np.testing.assert_array_equal(tvl1(frames[::-1])[::-1], tvl1(np.ascontiguousarray(frames[::-1]))[::-1])
 
 
+@pytest.mark.slow
 def test_it_works_where_nothing_may_be_written(tmp_path):
     """As for a user of what an administrator has installed: no place for compiled code."""
     package = tmp_path / "flow"

@@ -112,6 +112,7 @@ class TestInterpreted:
         np.testing.assert_array_equal(expected, on_cpu(first, second, fixed))
         np.testing.assert_array_equal(solve(first, second, params, tiling=BLOCKS), expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "tiling", [pytest.param(ONE_AT_A_TIME, marks=pytest.mark.slow), BLOCKS], ids=["one", "blocks"]
     )

@@ -275,6 +275,7 @@ def test_one_run_at_a_time(tmp_path, videos, good_list):
     prep(*run)
 
 
+@pytest.mark.slow
 def test_through_yt_dlp(tmp_path, videos, serve):
     listed = tmp_path / "val.csv"
     ids = ["AAAAAAAAAAA", "-BBBBBBBBBB", "EEEEEEEEEEE", "HHHHHHHHHHH", "MMMMMMMMMMM", "PPPPPPPPPPP"]
@@ -414,6 +415,7 @@ def test_retry_compact_and_purge(tmp_path, make_video):
         assert "is working on" in prep("compact", output, status=1)
 
 
+@pytest.mark.slow
 def test_a_dataset_is_reprocessed_without_its_sources(tmp_path, make_video):
     """Flow for RGB, other flow: the bytes of a run from the sources. Another size: every clip, from what is stored."""
     for name in ("walk/a.mp4", "walk/b.mp4", "jump/c.mp4"):

@@ -99,6 +99,7 @@ def test_losses_do_not_depend_on_the_number_of_workers(train, tmp_path):
     assert len(set(losses(tmp_path / "0"))) == 5
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(train, tmp_path):
     train("--steps", 2)
     train("--steps", 2, "--seed", 1, output=tmp_path / "other")
@@ -180,6 +181,7 @@ def test_a_signal_saves_and_ends_well(demo, tmp_path, number):
     assert training["step"] == stopped == len(losses(run))
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     train("--steps", 5, "--checkpoint-every", 1)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
@@ -190,6 +192,7 @@ def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
         load_checkpoint(tmp_path / "run" / "checkpoints" / "000000005.pt")
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_when_the_loss_does_not(train, tmp_path):
     """At this rate it rises from the first evaluation on; after each second one without a new low the rate falls."""
     train("--steps", 6, "--evaluate-every", 1, "--patience", 2, "--lr", 0.3)
@@ -257,6 +260,7 @@ def test_statistics_are_averages_over_the_batches():
     assert {m.momentum for m in network.modules() if isinstance(m, OffsetBatchNorm)} == {1e-3}
 
 
+@pytest.mark.slow
 def test_initial_weights_and_their_head(demo, train, tmp_path):
     for name, classes in (("same", CLASSES[:4]), ("other", ["a", "b", "c", "d"]), ("more", list("abcdefg"))):
         torch.manual_seed(5)

@@ -415,6 +415,7 @@ def test_options_go_to_the_sources_they_are_for(tmp_path):
 PASSWORD = "pass-and-word"
 
 
+@pytest.mark.slow
 def test_proxies_take_turns_and_keep_their_passwords(net, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", ())
     proxies = tuple(f"http://user{number}:{PASSWORD}@127.0.0.1:{net.port}" for number in range(3))
