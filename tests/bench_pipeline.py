@@ -30,7 +30,7 @@ from pipeline.ledger import Outcome, record_outcomes
 from pipeline.run import make_plan
 from pipeline.video import decode_luma, encode_rgb, flow_coding
 
-CLIPS = 24
+CLIPS = 12
 CLIP_SECONDS = 10
 SMALL = ("--short-side", "64")  # of the clips with flow: what is measured is who waits for whom, and not TV-L1
 PAIRS_PER_SECOND = 3000  # what a GPU is to compute; no GPU is asked here
@@ -51,7 +51,7 @@ def render_sources(folder: Path) -> Path:
     folder.mkdir()
     rows = ["label,youtube_id,time_start,time_end,split"]
     for number in range(CLIPS):
-        source = f"testsrc2=size=640x360:rate=30:duration={CLIP_SECONDS},noise=alls=12:allf=t:all_seed={number}"
+        source = f"testsrc2=size=640x360:rate=30:duration={CLIP_SECONDS},noise=alls=3:allf=t:all_seed={number}"
         command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", "-g", "60"]
         subprocess.run([*command, str(folder / f"{number:011d}.mp4")], check=True, timeout=120)
         rows.append(f"yoga,{number:011d},0,{CLIP_SECONDS},val")
@@ -156,7 +156,7 @@ import sys, time
 from pathlib import Path
 from pipeline.run import make_plan
 from pipeline.fetch import FolderSource
-from pipeline.video import decode_luma, encode_rgb, flow_coding
+from pipeline.video import flow_coding
 started = time.perf_counter()
 plan = make_plan([Path(sys.argv[1])], [FolderSource("/")], Path(sys.argv[2]), flow=flow_coding("tvl1", 24))
 assert len(plan.listing.clips) == int(sys.argv[3]) and len(plan.clips) == int(sys.argv[4]), len(plan.clips)
