@@ -21,6 +21,7 @@ from pipeline import turns
 from pipeline.dataset_commands import COMMANDS, Location, print_totals
 from pipeline.estimate import estimate, lines, to_json
 from pipeline.fetch import YOUTUBE, Source, UrlSource, parse_source, with_net
+from pipeline.job import TooManyFailures
 from pipeline.ledger import RETRYABLE, read_entries
 from pipeline.run import Plan, SpecificationChanged, make_plan, run
 from pipeline.runners import beam_options, fetching_processes, flow_hints
@@ -112,7 +113,7 @@ def main() -> None:
     multiple=True,
     envvar=PROXY_VARIABLE,
     metavar="URL",
-    help="http://, https:// or socks5://HOST:PORT for what is downloaded; several take turns by clip. Those with a "
+    help="http://, https:// or socks5://HOST:PORT for YouTube and URLs, not for archives; several take turns by clip. Those with a "
     f"password belong into the environment variable {PROXY_VARIABLE}: everybody on a machine can read command lines.",
 )
 @click.option(
@@ -214,7 +215,7 @@ def run_command(
     if read_snapshot(output) is None:
         raise click.ClickException("no clip came out well, nothing is published")
     if max_failures is not None and failed > max_failures:
-        raise click.ClickException(f"{failed} clips of this run failed, more than --max-failures {max_failures}")
+        raise click.ClickException(str(TooManyFailures(failed, max_failures)))
 
 
 @main.command(
