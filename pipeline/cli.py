@@ -113,8 +113,8 @@ def main() -> None:
     multiple=True,
     envvar=PROXY_VARIABLE,
     metavar="URL",
-    help="http://, https:// or socks5://HOST:PORT for YouTube and URLs, not for archives; several take turns by clip. Those with a "
-    f"password belong into the environment variable {PROXY_VARIABLE}: everybody on a machine can read command lines.",
+    help="http://, https:// or socks5://HOST:PORT for YouTube and URLs, not for archives; several take turns by clip. "
+    f"Those with a password belong into the environment variable {PROXY_VARIABLE}: command lines are no secret.",
 )
 @click.option(
     "--downloads-per-minute",
