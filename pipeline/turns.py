@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-THREADS_PER_WORKER = 8
+THREADS_PER_WORKER = 4  # a Beam worker takes some .1 s to start in each stage
 GPU = "gpu"  # of a clip's seconds: those of its flow that it had a GPU
 
 # Of the module, because Beam hands every step a pickled copy of what it was given.

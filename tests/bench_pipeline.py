@@ -30,7 +30,7 @@ from pipeline.ledger import Outcome, record_outcomes
 from pipeline.run import make_plan
 from pipeline.video import decode_luma, encode_rgb, flow_coding
 
-CLIPS = 12
+CLIPS = 24
 CLIP_SECONDS = 10
 SMALL = ("--short-side", "64")  # of the clips with flow: what is measured is who waits for whom, and not TV-L1
 PAIRS_PER_SECOND = 3000  # what a GPU is to compute; no GPU is asked here
