@@ -1,0 +1,205 @@
+"""Recipes: trainings that were published, as options of i3d-train, each with where its value comes from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from model import Stream
+from train.schedule import RELEASED_BATCH, RELEASED_RATE, RELEASED_STEPS, ScheduleName, rate_of_batch
+
+RecipeName = Literal["paper", "released-rgb", "released-flow", "finetune"]
+RECIPES: tuple[str, ...] = get_args(RecipeName)
+
+REPLICA_CLIPS = 6  # a step, of each of the 64 replicas that trained the released networks
+PAPER_GPUS, FINETUNE_GPUS = 32, 16
+_RELEASED = "README of kinetics-i3d"
+_CODE = "code of kinetics-i3d"
+
+
+class Setting(NamedTuple):
+    """One line of a recipe: an option of i3d-train, or what has no option; its value; where the value comes from."""
+
+    name: str  # as keyword: "batch_size" is --batch-size
+    value: Any
+    source: str
+    yours: Any = None  # what the user typed instead
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A recipe under a user's options.
+
+    Attributes:
+        options: what to train with instead of i3d-train's own defaults, by keyword; nothing that the user typed.
+        settings: what the recipe says of each option, those the user overrode included.
+        fixed: what i3d-train does anyway, and the recipe's source says, too.
+        notes: what differs from the source on this machine, or with these options, in sentences.
+    """
+
+    options: dict[str, Any]
+    settings: tuple[Setting, ...]
+    fixed: tuple[Setting, ...]
+    notes: tuple[str, ...]
+
+
+def lay_recipe(name: RecipeName, typed: Mapping[str, Any], devices: int = 1) -> Laid:
+    """Lay a recipe under the options that a user typed: theirs win.
+
+    A batch of another size keeps the number of clips that the recipe's training sees, and its rate for each clip: steps
+    and learning rate follow. Epochs instead of steps are theirs, too.
+
+    Args:
+        name: which recipe.
+        typed: i3d-train's options by keyword; only what the user typed, without defaults. `stream` must be there.
+        devices: processes that train together (torchrun's WORLD_SIZE).
+
+    Raises:
+        ValueError: no such recipe, one of the other stream, or one that wants initial weights without any.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"--recipe {name!r} is none of {', '.join(RECIPES)}")
+    stream: Stream = typed["stream"]
+    if name.startswith("released-") and name != f"released-{stream}":
+        raise ValueError(f"--recipe {name} is not for --stream {stream}: released-{stream} is")
+    if name == "finetune" and typed.get("init") is None:
+        raise ValueError("--recipe finetune begins with a network that was trained on Kinetics: name it with --init")
+    theirs = {option: value for option, value in typed.items() if value is not None}
+    batch_size = int(theirs.get("batch_size", _batch(name).value))
+    settings = [
+        setting._replace(yours=theirs.get(setting.name)) for setting in _settings(name, stream, batch_size, devices)
+    ]
+    options = {setting.name: setting.value for setting in settings if setting.yours is None}
+    if "epochs" in theirs:
+        options.pop("steps", None)
+        settings = [s._replace(yours=f"{theirs['epochs']:g} epochs") if s.name == "steps" else s for s in settings]
+    notes = _notes(name, {**options, **theirs}, batch_size, devices)
+    return Laid(options, tuple(settings), _FIXED, notes)
+
+
+def describe(name: RecipeName, laid: Laid) -> str:
+    """What a recipe sets, for a terminal: option, value, where it comes from; notes below."""
+    rows = [("", "value", "from")]
+    for setting in laid.settings:
+        option = "--" + setting.name.replace("_", "-")
+        value = _number(setting.value)
+        if setting.yours is not None:
+            rows.append((option, _number(setting.yours), f"you; the recipe: {value} ({setting.source})"))
+        else:
+            rows.append((option, value, setting.source))
+    rows += [(setting.name, _number(setting.value), setting.source) for setting in laid.fixed]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{option:<{widths[0]}}  {value:<{widths[1]}}  {source}" for option, value, source in rows]
+    return "\n".join([f"recipe {name}", *lines, *laid.notes])
+
+
+def _batch(name: RecipeName) -> Setting:
+    """Clips a step, as the recipe's source says."""
+    if name == "paper":
+        source = f"{PAPER_GPUS} GPUs (paper §2.5) × {REPLICA_CLIPS} clips ({_RELEASED}; the paper says none)"
+        return Setting("batch_size", PAPER_GPUS * REPLICA_CLIPS, source)
+    if name == "finetune":
+        source = f"{FINETUNE_GPUS} GPUs (paper §2.5) × {REPLICA_CLIPS} clips ({_RELEASED}; the paper says none)"
+        return Setting("batch_size", FINETUNE_GPUS * REPLICA_CLIPS, source)
+    return Setting("batch_size", RELEASED_BATCH, f"{_RELEASED}: 64 replicas × {REPLICA_CLIPS} clips")
+
+
+def _settings(name: RecipeName, stream: Stream, batch_size: int, devices: int) -> list[Setting]:
+    """All that a recipe sets, for batches of `batch_size` clips on so many devices."""
+    batch = _batch(name)
+    schedule: ScheduleName = "released" if name.startswith("released-") else "plateau"
+    steps, length = {
+        "paper": (110_000, "paper §2.5: 110k steps"),
+        "finetune": (5_000, "paper §2.5: up to 5k steps"),
+        "released-rgb": (RELEASED_STEPS["rgb"], f"{_RELEASED}: 115k steps"),
+        "released-flow": (RELEASED_STEPS["flow"], f"{_RELEASED}: 155k steps"),
+    }[name]
+    if batch_size != batch.value:
+        steps = math.ceil(steps * batch.value / batch_size)
+        length += f" of {batch.value} clips, as many clips in all"
+    rate, origin = RELEASED_RATE, f"{_RELEASED}: 0.1 for {RELEASED_BATCH} clips, in proportion"
+    if name == "paper":
+        origin += "; the paper tuned it and names none"
+    if name == "finetune":
+        rate, origin = RELEASED_RATE / 10, f"ours: a tenth of the released rate for each clip ({_RELEASED})"
+    decay = {
+        "plateau": ("plateau", "paper §2.5: divided by 10 when the validation loss saturates"),
+        "released": ("released", f"{_RELEASED}: {_released_words(stream)}; scaled to the steps"),
+    }[schedule]
+    named = "" if schedule == "released" else "; the paper names none"
+    settings = [
+        batch,
+        Setting(
+            "accumulate",
+            passes(batch_size, devices),
+            f"passes a step; one has at most {REPLICA_CLIPS} clips",
+        ),
+        Setting("steps", steps, length),
+        Setting("schedule", *decay),
+        Setting("lr", rate_of_batch(batch_size, rate), origin),
+        Setting("warm_up_steps", 0, "neither the paper nor the README has one"),
+        Setting("weight_decay", 1e-7, _RELEASED + named),
+        Setting("dropout", 0.5, _RELEASED + named),
+        Setting("frames", 64, "paper §2.4, Table 1"),
+        Setting("crop", 224, "paper §2.5: random, of a short side of 256"),
+        Setting("flip", True, "paper §2.5: left and right, of each clip as a whole"),
+        Setting("sync_bn", False, "ours: neither source says that replicas shared statistics"),
+    ]
+    if schedule == "plateau":
+        settings.insert(4, Setting("patience", 2, "ours: the paper does not say when a loss has saturated"))
+    return settings
+
+
+_FIXED = (
+    Setting("momentum", 0.9, "paper §2.5"),
+    Setting("batch norm", "eps 0.001, averages keep 0.999 a step, no scale", f"{_CODE}; measured anew before a test"),
+    Setting("window", "random start, short clips loop", "paper §2.5"),
+    Setting("evaluation", "whole clips, centre crop, logits averaged", "paper §2.5"),
+)
+
+
+def passes(batch_size: int, devices: int, pass_clips: int = REPLICA_CLIPS) -> int:
+    """In how many passes each of the devices takes its part of a batch, at most `pass_clips` clips in each.
+
+    A few more than needed, where that makes all passes of one size.
+    """
+    fewest = math.ceil(batch_size / (devices * pass_clips))
+    even = (n for n in range(fewest, 2 * fewest) if batch_size % (n * devices) == 0)
+    return next(even, fewest)
+
+
+def _notes(name: RecipeName, options: Mapping[str, Any], batch_size: int, devices: int) -> tuple[str, ...]:
+    """What differs from the source of the recipe here."""
+    machines = "1 device" if devices == 1 else f"{devices} devices"
+    count = int(options["accumulate"])
+    clips = math.ceil(batch_size / (devices * count))
+    together = clips * devices if options["sync_bn"] else clips
+    notes = [
+        f"{batch_size} clips a step on {machines}: {count} {'pass' if count == 1 else 'passes'} of {clips} "
+        f"{'clip' if clips == 1 else 'clips'} each, whose gradients are added before one update. Batch normalisation "
+        f"sees {together} at a time, a replica of the released training {REPLICA_CLIPS}. "
+        "Fewer passes (--accumulate) are faster where memory allows."
+    ]
+    if name in ("paper", "finetune") and options.get("schedule") == "plateau" and options.get("val_shards") is None:
+        notes.append(
+            "Without --val-shards the schedule looks at the training loss; the paper's looks at the validation loss."
+        )
+    if name == "paper" and options.get("init") is None:
+        notes.append("Without --init it begins with random weights: the paper's RGB numbers are of both kinds.")
+    return tuple(notes)
+
+
+def _released_words(stream: Stream) -> str:
+    words: dict[Stream, str] = {
+        "rgb": "divided by 10 at 97k and 108k",
+        "flow": "divided by 10 at 97k and 104.5k, back to the first rate at 115k, divided at 140k and 150k",
+    }
+    return words[stream]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
