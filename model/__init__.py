@@ -6,7 +6,7 @@ checkpoint is a `CheckpointError`.
 """
 
 from model.checkpoint_names import Format, match_names
-from model.i3d import I3D, OffsetBatchNorm, TemporalPadding, check_range
+from model.i3d import I3D, OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, load_training, save_run
 
@@ -27,4 +27,5 @@ __all__ = [
     "match_names",
     "read_checkpoint",
     "save_run",
+    "synchronise_batch_norm",
 ]

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 TemporalPadding = Literal["zero", "replicate"]
 
@@ -249,12 +250,15 @@ class OffsetBatchNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.momentum = 1e-3
+        self.synchronised = False  # in training, normalise over the batches of all processes of torch.distributed
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] → the same shape; updates the running statistics in training mode."""
+        if self.synchronised and self.training:
+            return self._over_all_processes(x)
         return F.batch_norm(
             x,
             self.running_mean,
@@ -265,6 +269,27 @@ class OffsetBatchNorm(nn.Module):
             self.momentum,
             self.EPSILON,
         )
+
+    def _over_all_processes(self, x: Tensor) -> Tensor:
+        """As one process would do it with all batches; torch's own is for GPUs alone, and wants a scale."""
+        dims, values = (0, 2, 3, 4), x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        count = torch.tensor([float(x.numel() // x.shape[1])], dtype=values.dtype, device=x.device)
+        sums: Tensor = all_reduce(torch.cat([values.sum(dims), count]))  # type: ignore[no-untyped-call]
+        mean = sums[:-1] / sums[-1]
+        centred = values - mean.view(-1, 1, 1, 1)
+        variance: Tensor = all_reduce(centred.square().sum(dims)) / sums[-1]  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (sums[-1] / (sums[-1] - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.EPSILON)
+        return (centred * scale.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)).to(x.dtype)
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """From now on batches are normalised over all processes of `torch.distributed`, in training."""
+    for module in network.modules():
+        if isinstance(module, OffsetBatchNorm):
+            module.synchronised = True
 
 
 class MaxPool(nn.Module):

@@ -5,9 +5,11 @@ import logging
 import os
 import time
 import traceback
+from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,6 +34,64 @@ from pipeline.youtube import check_proxy, preflight
 FLOW_HELP = "TV-L1 flow; tvl1-flat is faster and a little off (README); none: RGB only."
 ROWS_SHOWN = 20  # of those that became no clip; the ledger and the report have them all
 PROXY_VARIABLE = "KINETICS_PREP_PROXY"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What `run` and `plan` are given."""
+
+    manifests: tuple[Path, ...]
+    sources: tuple[str, ...]
+    output: Path
+    flow: str
+    flow_crf: int
+    short_side: int
+    classes: str | None
+    retry: tuple[str, ...]
+    max_failures: int | None
+    workers: int | None
+    accelerator: str
+    cookies: Path | None
+    proxies: tuple[str, ...]
+    downloads_per_minute: float | None
+    others: tuple[str, ...]
+
+    @property
+    def lists(self) -> list[Path]:
+        """Words before Beam's first option are further lists: `--manifest lists/*.csv`."""
+        return [*self.manifests, *map(open_path, takewhile(_is_no_option, self.others))]
+
+    @property
+    def for_beam(self) -> tuple[str, ...]:
+        """The other words."""
+        return tuple(dropwhile(_is_no_option, self.others))
+
+    @property
+    def clips_at_a_time(self) -> int:
+        """By default one a core."""
+        return self.workers or os.cpu_count() or 1
+
+    def parsed_sources(self, downloads_per_minute: float | None) -> list[Source]:
+        """Where videos come from; each at most at that rate. Raises `ValueError`."""
+        return with_net(
+            [parse_source(text) for text in self.sources],
+            cookies=self.cookies,
+            proxies=[check_proxy(proxy) for proxy in self.proxies],
+            downloads_per_minute=downloads_per_minute,
+        )
+
+    def what_to_make(self) -> dict[str, Any]:
+        """Arguments that `run` and `make_plan` share."""
+        return {
+            "flow": None if self.flow == "none" else flow_coding(self.flow, self.flow_crf),
+            "short_side": self.short_side,
+            "classes": self.classes,
+            "retry": RETRYABLE if "all" in self.retry else self.retry,
+        }
+
+
+def _is_no_option(word: str) -> bool:
+    return not word.startswith("-")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -122,23 +182,7 @@ def main() -> None:
     help="At most so many downloads from each source with URLs, by all workers together.",
 )
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[BEAM_OPTIONS]...")
-def run_command(
-    manifests: tuple[Path, ...],
-    sources: tuple[str, ...],
-    output: Path,
-    flow: str,
-    flow_crf: int,
-    short_side: int,
-    classes: str | None,
-    retry: tuple[str, ...],
-    max_failures: int | None,
-    workers: int | None,
-    accelerator: str,
-    cookies: Path | None,
-    proxies: tuple[str, ...],
-    downloads_per_minute: float | None,
-    others: tuple[str, ...],
-) -> None:
+def run_command(**typed: Any) -> None:
     """Prepare every clip of the lists that is not published yet.
 
     Clips that fail are recorded with a reason, and the rest goes on. The next run tries those again that may come out
@@ -155,26 +199,23 @@ def run_command(
       kinetics-prep run --manifest gs://lists/train.csv --output gs://data/k400 --runner=DataflowRunner \\
         --project=mine --region=europe-west4 --temp_location=gs://data/tmp --sdk_container_image=IMAGE
     """  # noqa: D301 — click reads the backspace as "keep these lines as they are"
-    started = time.monotonic()
-    further, for_beam = _further_lists(others)
+    started, asked = time.monotonic(), Arguments(**typed)
     try:
-        options = beam_options(for_beam, workers or os.cpu_count() or 1)
-        rate = downloads_per_minute / fetching_processes(options) if downloads_per_minute else None
+        options = beam_options(asked.for_beam, asked.clips_at_a_time)
+        rate = asked.downloads_per_minute
+        rate = rate / fetching_processes(options) if rate else None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
         plan = run(
-            [*manifests, *map(open_path, further)],
-            _sources(sources, cookies, proxies, rate),
-            output,
-            flow=None if flow == "none" else flow_coding(flow, flow_crf),
-            short_side=short_side,
-            classes=classes,
-            retry=RETRYABLE if "all" in retry else retry,
-            max_failures=max_failures,
-            flow_hints=flow_hints(options, flow, accelerator),
+            asked.lists,
+            asked.parsed_sources(rate),
+            asked.output,
+            **asked.what_to_make(),
+            max_failures=asked.max_failures,
+            flow_hints=flow_hints(options, asked.flow, asked.accelerator),
             options=options,
-            announce=partial(_announce, cookies=cookies),
+            announce=partial(_announce, cookies=asked.cookies),
         )
     except (ListError, FormatError, SpecificationChanged, LeaseHeld, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -189,33 +230,19 @@ def run_command(
         raise click.ClickException(
             f"{error}\nThe run has stopped. What is finished is kept: mend the cause and run the same command again."
         ) from error
-    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due.total() - plan.withdrawn
-    given_up = f"{plan.not_due.total()} failed for good before (--retry), " if plan.not_due else ""
-    given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
-    click.echo(
-        f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
-        f"{given_up}{len(plan.clips)} clips {'submitted' if plan.submitted else 'worked on'}"
-    )
+    _tell_of_plan(plan)
     if plan.submitted:
-        click.echo(f"The job goes on by itself. What becomes of it: kinetics-prep status {output}")
+        click.echo(f"The job goes on by itself. What becomes of it: kinetics-prep status {asked.output}")
         return
-    worked_on, failed, gpu_seconds = {clip.key for clip in plan.clips}, 0, 0.0
-    for entry in read_entries(output):
-        if entry["key"] not in worked_on:
-            continue
-        gpu_seconds += entry["seconds"].get(turns.GPU, 0.0)
-        if entry["reason"]:
-            failed += 1
-            message = entry["message"].splitlines() or [""]
-            click.echo(f"{entry['key']}: {entry['reason']}: {printable(message[-1])}", err=True)
+    failed, gpu_seconds = _tell_of_failures(plan)
     if gpu_seconds:
         click.echo(f"GPUs busy {turns.busy_share(gpu_seconds, time.monotonic() - started):.0%} of the time")
     click.echo("The dataset so far:")
-    print_totals(output)
-    if read_snapshot(output) is None:
+    print_totals(asked.output)
+    if read_snapshot(asked.output) is None:
         raise click.ClickException("no clip came out well, nothing is published")
-    if max_failures is not None and failed > max_failures:
-        raise click.ClickException(str(TooManyFailures(failed, max_failures)))
+    if asked.max_failures is not None and failed > asked.max_failures:
+        raise click.ClickException(str(TooManyFailures(failed, asked.max_failures)))
 
 
 @main.command(
@@ -239,25 +266,7 @@ def run_command(
     help="Of another machine, for which to say the wall-clock time as well.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For machines; times in seconds.")
-def plan_command(
-    manifests: tuple[Path, ...],
-    sources: tuple[str, ...],
-    output: Path,
-    flow: str,
-    flow_crf: int,
-    short_side: int,
-    classes: str | None,
-    retry: tuple[str, ...],
-    workers: int | None,
-    cookies: Path | None,
-    proxies: tuple[str, ...],
-    downloads_per_minute: float | None,
-    others: tuple[str, ...],
-    sample: int,
-    cores: int,
-    as_json: bool,
-    **_: object,
-) -> None:
+def plan_command(sample: int, cores: int, as_json: bool, **typed: Any) -> None:
     """Say what `run` with the same arguments would do, and what it would cost, from a measured sample.
 
     Nothing is written to the output. Bytes, core-hours and GPU-hours are those of clips prepared one at a time; the
@@ -265,29 +274,40 @@ def plan_command(
 
     Example: kinetics-prep plan --manifest val.csv --source videos/ --output k400 --sample 20
     """
-    further, for_beam = _further_lists(others)
+    asked = Arguments(**typed)
     try:
-        beam_options(for_beam, workers or os.cpu_count() or 1)  # refuses what `run` would
-        plan = make_plan(
-            [*manifests, *map(open_path, further)],
-            _sources(sources, cookies, proxies, downloads_per_minute),
-            output,
-            flow=None if flow == "none" else flow_coding(flow, flow_crf),
-            short_side=short_side,
-            classes=classes,
-            retry=RETRYABLE if "all" in retry else retry,
-        )
-        _require_tools(plan, cookies)
-        values = to_json(plan, estimate(plan, sample), workers or os.cpu_count() or 1, cores)
+        beam_options(asked.for_beam, asked.clips_at_a_time)  # refuses what `run` would
+        sources = asked.parsed_sources(asked.downloads_per_minute)
+        plan = make_plan(asked.lists, sources, asked.output, **asked.what_to_make())
+        _require_tools(plan, asked.cookies)
+        values = to_json(plan, estimate(plan, sample), asked.clips_at_a_time, cores)
     except (ListError, FormatError, SpecificationChanged, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines(values)))
 
 
-def _further_lists(others: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words before Beam's first option are further lists, `--manifest lists/*.csv`; the rest is for Beam."""
-    further = tuple(takewhile(lambda word: not word.startswith("-"), others))
-    return further, others[len(further) :]
+def _tell_of_plan(plan: Plan) -> None:
+    already = len(plan.listing.clips) - len(plan.clips) - plan.not_due.total() - plan.withdrawn
+    given_up = f"{plan.not_due.total()} failed for good before (--retry), " if plan.not_due else ""
+    given_up += f"{plan.withdrawn} taken down, " if plan.withdrawn else ""
+    click.echo(
+        f"{plan.listing.rows} rows listed, {len(plan.listing.rejected)} rejected, {already} published before, "
+        f"{given_up}{len(plan.clips)} clips {'submitted' if plan.submitted else 'worked on'}"
+    )
+
+
+def _tell_of_failures(plan: Plan) -> tuple[int, float]:
+    """Name the clips of the run that failed; gives their number, and the seconds that all its clips had a GPU."""
+    worked_on, failed, gpu_seconds = {clip.key for clip in plan.clips}, 0, 0.0
+    for entry in read_entries(plan.job.output):
+        if entry["key"] not in worked_on:
+            continue
+        gpu_seconds += entry["seconds"].get(turns.GPU, 0.0)
+        if entry["reason"]:
+            failed += 1
+            message = entry["message"].splitlines() or [""]
+            click.echo(f"{entry['key']}: {entry['reason']}: {printable(message[-1])}", err=True)
+    return failed, gpu_seconds
 
 
 def _announce(plan: Plan, cookies: Path | None) -> None:
@@ -309,17 +329,6 @@ def _require_tools(plan: Plan, cookies: Path | None) -> None:
             click.echo(f"youtube: {finding.message}", err=True)
         if any(finding.fatal for finding in findings):
             raise ValueError("nothing can be fetched from YouTube on this machine, see above")
-
-
-def _sources(
-    texts: tuple[str, ...], cookies: Path | None, proxies: tuple[str, ...], downloads_per_minute: float | None
-) -> list[Source]:
-    return with_net(
-        [parse_source(text) for text in texts],
-        cookies=cookies,
-        proxies=[check_proxy(proxy) for proxy in proxies],
-        downloads_per_minute=downloads_per_minute,
-    )
 
 
 for command in COMMANDS:

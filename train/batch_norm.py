@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model import I3D, OffsetBatchNorm
+from train.ranks import Ranks
 
 BATCHES = 32
 
@@ -32,3 +33,10 @@ def recompute_statistics(network: I3D, batches: Iterable[Tensor]) -> None:
     for norm, before in zip(norms, momentum, strict=True):
         norm.eval()
         norm.momentum = before
+
+
+@torch.no_grad()
+def average_statistics(network: I3D, ranks: Ranks) -> None:
+    """Replace the statistics of a network by their means over all ranks, each of which has measured its own."""
+    norms = [module for module in network.modules() if isinstance(module, OffsetBatchNorm)]
+    ranks.average([buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)])

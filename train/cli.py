@@ -1,11 +1,13 @@
 """The commands `i3d-train`, `i3d-eval` and `i3d-predict`: parse, call one function, turn its errors into messages."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import track
 
@@ -17,11 +19,14 @@ from model import CheckpointError
 from model.i3d import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
-from train.evaluate import evaluate, load_streams, summary
-from train.loop import NonFiniteLossError
+from train.evaluate import evaluate, load_streams, require_good, summary
 from train.predict import predict
+from train.quarantine import TooManyBad
+from train.recipes import RECIPES, RecipeName, describe, lay_recipe
 from train.run import RunError
-from train.start import start
+from train.schedule import SCHEDULES
+from train.start import Options, start
+from train.state import NonFiniteLossError
 from train.stream import open_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -41,16 +46,39 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--val-split", help="Only this split of --val-shards.")
 @click.option("--steps", type=click.IntRange(1, 10**9), help="How many steps in all; this or --epochs.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
+@click.option("--recipe", type=click.Choice(RECIPES), help="Train as was published; prints what that sets.")
 @click.option("--batch-size", type=click.IntRange(1, 100_000), default=6, show_default=True, help="Clips a step.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1, 100_000),
+    default=1,
+    show_default=True,
+    help="Passes that a rank's share of a batch is taken in, to spare memory.",
+)
 @click.option("--frames", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Frames of a window.")
 @CROP_OPTION
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="plateau",
+    show_default=True,
+    help="Of the learning rate: divided by 10 when the loss no longer falls (paper); as DeepMind's released networks "
+    "were trained, scaled to the steps; or half a cosine.",
+)
+@click.option("--warm-up-steps", type=click.IntRange(min=0), default=0, show_default=True, help="Of a rising rate.")
 @click.option(
     "--patience",
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Evaluations in a row without a new lowest loss, after which the learning rate falls to a tenth.",
+    help="Of plateau: evaluations in a row without a new lowest loss.",
+)
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=1e-7, show_default=True)
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True)
+@click.option("--clip-gradient", type=click.FloatRange(min=0, min_open=True), help="Largest norm of a gradient.")
+@click.option(
+    "--sync-bn/--no-sync-bn", default=False, show_default=True, help="Normalise over the batches of all ranks."
 )
 @click.option(
     "--flip/--no-flip",
@@ -69,26 +97,42 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--evaluate-every", type=click.IntRange(min=1), help="Steps.  [default: an epoch]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
 @click.option(
+    "--max-bad", type=click.IntRange(min=0), default=10, show_default=True, help="Samples that may be unreadable."
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
     help="auto: bf16 where the processor multiplies it natively.",
 )
+@click.option("--compile/--no-compile", default=False, show_default=True, help="Compile the network (torch.compile).")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that decode.  [default: cores − 1, at most 8]")
-def train_command(**options: Any) -> None:
-    """Train one stream of I3D on the shards that kinetics-prep wrote.
+@click.pass_context
+def train_command(context: click.Context, /, recipe: RecipeName | None, **options: Any) -> None:
+    r"""Train one stream of I3D on the shards that kinetics-prep wrote.
 
-    Random windows, crops and flips; SGD with momentum 0.9; the learning rate falls when the loss no longer does (paper,
-    §3). What is seen when depends on the data, the seed and the step alone. Ctrl-C or SIGTERM saves and ends;
-    --resume auto goes on.
+    Random windows, crops and flips; SGD with momentum 0.9 (paper, §3). What is seen when depends on the data, the seed
+    and the step alone. Ctrl-C or SIGTERM saves and ends; --resume auto goes on, with any number of ranks and workers.
 
+    \b
     Example: i3d-train --shards k400 --split train --stream rgb --epochs 40 --output runs/rgb
+    On 8 GPUs: torchrun --nproc-per-node 8 --no-python i3d-train …
     """
     try:
-        start(**options)
-    except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, OSError) as error:
+        if recipe is not None:
+            typed = context.get_parameter_source
+            laid = lay_recipe(
+                recipe,
+                {name: value for name, value in options.items() if typed(name) == ParameterSource.COMMANDLINE},
+                int(os.environ.get("WORLD_SIZE", "1")),
+            )
+            options |= laid.options
+            if os.environ.get("RANK", "0") == "0":
+                click.echo(describe(recipe, laid))
+        start(Options(**options))
+    except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -121,7 +165,7 @@ def evaluate_command(
             samples.require_one_flow()
         streams = load_streams(rgb, flow, samples.classes)
         console = Console(file=sys.stderr)
-        found_by_clip = evaluate(samples, streams, crop, frames)
+        found_by_clip = require_good(evaluate(samples, streams, crop, frames))
         results = list(track(found_by_clip, "clips", total=len(samples), console=console, transient=True))
         found = summary(results, samples, streams)
         if json_file is not None:

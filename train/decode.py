@@ -7,7 +7,7 @@ from torch import Tensor
 from flow import decode_flow_codes
 from flow.coding import STEPS, ZERO_CODE
 from manifests.sample import FLOW, MINIMUM_FRAMES, RGB
-from model import Stream
+from model import STREAM_CHANNELS, Stream
 from pipeline.video import decode_rgb
 from train.plan import View
 
@@ -41,30 +41,26 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
     return _looped(pictures[:, top : top + crop, left : left + crop], MINIMUM_FRAMES)
 
 
-def training_window(
-    video: bytes, stream: Stream, view: View, clip_frames: int, frames: int, crop: int = CROP_PIXELS
-) -> np.ndarray:
-    """A view of a stored clip as training sees it (paper §3); only the window is decoded.
+def training_window(video: bytes, stream: Stream, view: View, crop: int = CROP_PIXELS) -> np.ndarray:
+    """A view of a stored clip as training sees it (paper §3); only the stretch of its pictures is decoded.
 
-    Mirroring a clip negates its horizontal motion, too. A window longer than the clip loops.
+    Mirroring a clip negates its horizontal motion, too.
 
     Args:
         video: the stored video of the stream.
         stream: which one it is.
-        view: window, crop and flip, from the plan.
-        clip_frames: pictures of the video, from the index.
-        frames: pictures of the window; fewer than I3D takes (9) are repeated in turn up to that.
+        view: pictures, crop and flip, from the plan.
         crop: side of the crop, in pixels.
 
     Returns:
-        [max(frames, 9), crop, crop, C] uint8, as of `whole_clip`.
+        [T, crop, crop, C] uint8, as of `whole_clip`; T is the number of the view's pictures.
 
     Raises:
         ValueError: pictures smaller than the crop, or damaged flow.
         VideoError: damaged RGB.
     """
-    stop = min(view.start + frames, clip_frames)
-    pictures = _DECODER_OF[stream](video, view.start, stop)
+    first = min(view.pictures)
+    pictures = _DECODER_OF[stream](video, first, max(view.pictures) + 1)
     rows, columns = _room(pictures, crop)
     top, left = int(view.top * (rows + 1)), int(view.left * (columns + 1))
     pictures = pictures[:, top : top + crop, left : left + crop]
@@ -74,7 +70,12 @@ def training_window(
             # 128 + v to 128 − v. Code 0, beyond the coding's range, can come out of the lossy video; it counts as 1.
             x = 2 * ZERO_CODE - np.maximum(pictures[..., 0], 1).astype(np.int16)
             pictures = np.stack([x.astype(np.uint8), pictures[..., 1]], axis=-1)
-    return _looped(pictures, max(frames, MINIMUM_FRAMES))
+    return np.ascontiguousarray(pictures[np.array(view.pictures) - first])
+
+
+def blank_window(stream: Stream, frames: int, crop: int) -> np.ndarray:
+    """What stands for a window that cannot be decoded: grey, no motion. [frames, crop, crop, C] uint8."""
+    return np.full((frames, crop, crop, STREAM_CHANNELS[stream]), ZERO_CODE, np.uint8)
 
 
 def network_input(pixels: Tensor, stream: Stream) -> Tensor:

@@ -1,6 +1,6 @@
 """Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from manifests.classes import ClassList, published_of_size
 from manifests.sample import FormatError
 from model import I3D, Checkpoint, CheckpointError, Stream, load_checkpoint
 from train.decode import CROP_PIXELS, network_input
-from train.loader import whole_clips
+from train.loader import Bad, whole_clips
 from train.stream import Samples
 
 TOP = 5
@@ -96,7 +96,7 @@ def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) ->
 
 def evaluate(
     samples: Samples, streams: Streams, crop: int = CROP_PIXELS, frames: int | None = None, workers: int = 0
-) -> Iterator[ClipResult]:
+) -> Iterator[ClipResult | Bad]:
     """Run every clip through the networks.
 
     Args:
@@ -106,11 +106,18 @@ def evaluate(
         frames: only so many frames from the middle of each clip; all by default, as in the paper.
         workers: processes that decode; 0 is this one.
 
+    Returns:
+        The result of each clip, or what is wrong with it.
+
     Raises:
-        FormatError: a sample that cannot be read or decoded, or that has no flow for a flow network; names it.
+        FormatError: a label that the networks do not know.
+        OSError: the samples cannot be reached, or a worker process died.
     """
     labels = streams.classes.labels
     for clip in whole_clips(samples, tuple(streams.networks), crop, frames, workers):
+        if isinstance(clip, Bad):
+            yield clip
+            continue
         index = clip.class_index
         fits = index is None or (
             index < len(labels) and (streams.classes.name == NUMBERED or clip.label == labels[index])
@@ -120,6 +127,14 @@ def evaluate(
                 f"{clip.sample.name}: class {index} with label {clip.label!r} is not in {streams.classes.name}"
             )
         yield ClipResult(clip.sample.key, clip.label, index, stream_logits(clip.pixels, streams))
+
+
+def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
+    """The results; `FormatError` for the first clip that cannot be read or decoded."""
+    for result in results:
+        if isinstance(result, Bad):
+            raise FormatError(f"{result.shard}: sample {result.key}: {result.message}")
+        yield result
 
 
 def stream_logits(pixels: dict[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import ctypes
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,19 +14,32 @@ from torch.utils.data import DataLoader, Dataset
 from manifests.sample import FormatError
 from model import Stream
 from pipeline.video import VideoError
-from train.decode import MEMBER_OF, training_window, whole_clip
-from train.plan import Plan, View
+from train.decode import MEMBER_OF, blank_window, training_window, whole_clip
+from train.plan import Plan, Share, View
 from train.stream import Sample, Samples, read_json
 
 T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class Bad(NamedTuple):
+    """A sample that cannot be used, where it lies, and why."""
+
+    key: str
+    shard: str
+    message: str
+
+
 class Batch(NamedTuple):
-    """One step's samples: pixels [B, T, crop, crop, C] uint8 and class indices [B] int64."""
+    """A part of a step's samples; `bad` ones have a weight of 0 and stand for no picture.
+
+    pixels [B, T, crop, crop, C] uint8, class indices [B] int64, weights [B] float32 of 1 or 0.
+    """
 
     pixels: Tensor
     labels: Tensor
+    weights: Tensor
+    bad: tuple[Bad, ...]
 
 
 class Clip(NamedTuple):
@@ -40,20 +52,28 @@ class Clip(NamedTuple):
 
 
 def training_batches(
-    samples: Samples, stream: Stream, plan: Plan, steps: range, crop: int, workers: int = 0, pin_memory: bool = False
+    samples: Samples,
+    stream: Stream,
+    plan: Plan,
+    steps: range,
+    crop: int,
+    share: Share = Share(),  # noqa: B008 — immutable
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of some steps of a plan, in order, whatever the number of workers.
+    """A rank's batches of some steps of a plan, `share.parts` a step, in order, whatever the number of workers.
 
     Raises:
-        FormatError: a sample that cannot be read or decoded, named.
+        OSError: the samples cannot be reached, or a worker process died.
     """
-    yield from _loaded(_Windows(samples, stream, plan, crop), steps, workers, pin_memory)
+    parts = [(step, part) for step in steps for part in range(share.parts)]
+    yield from _loaded(_Windows(samples, stream, plan, crop, share), parts, workers, pin_memory)
 
 
 def whole_clips(
     samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None = None, workers: int = 0
-) -> Iterator[Clip]:
-    """Every clip once, in order, as it is tested.
+) -> Iterator[Clip | Bad]:
+    """Every clip once, in order, as it is tested; or what is wrong with it.
 
     Args:
         samples: which clips.
@@ -63,70 +83,65 @@ def whole_clips(
         workers: processes that decode; 0 is this one.
 
     Raises:
-        FormatError: a sample that cannot be read or decoded or that lacks a stream, named.
+        OSError: the samples cannot be reached, or a worker process died.
     """
     yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
 
 
 class _Windows(Dataset):
-    """Step → its batch."""
+    """(step, part) → its batch."""
 
-    def __init__(self, samples: Samples, stream: Stream, plan: Plan, crop: int) -> None:
-        self.samples, self.stream, self.plan, self.crop = samples.samples, stream, plan, crop
+    def __init__(self, samples: Samples, stream: Stream, plan: Plan, crop: int, share: Share) -> None:
+        self.samples, self.stream, self.plan, self.crop, self.share = samples, stream, plan, crop, share
 
-    def __getitem__(self, step: int) -> Batch | FormatError:
-        views = self.plan.batch(step)
-        try:
-            pixels = np.stack([self._decoded(view) for view in views])
-        except FormatError as error:
-            return error
-        labels = [int(self.samples[view.sample].record["class_index"]) for view in views]
-        return Batch(torch.from_numpy(pixels), torch.tensor(labels))
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        step, part = place
+        views = self.plan.batch(step, self.share, part)
+        windows = [self._window(view) for view in views]
+        grey = blank_window(self.stream, len(views[0].pictures), self.crop)
+        labels = [int(self.samples.records["class_index"][view.sample]) for view in views]
+        return Batch(
+            torch.from_numpy(np.stack([grey if isinstance(window, Bad) else window for window in windows])),
+            torch.tensor(labels),
+            torch.tensor([0.0 if isinstance(window, Bad) else 1.0 for window in windows]),
+            tuple(window for window in windows if isinstance(window, Bad)),
+        )
 
-    def _decoded(self, view: View) -> np.ndarray:
+    def _window(self, view: View) -> np.ndarray | Bad:
         sample = self.samples[view.sample]
-        video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
-        clip_frames = int(self.plan.clip_frames[view.sample])
-        with _named(sample):
-            return training_window(video, self.stream, view, clip_frames, self.plan.frames, self.crop)
+        try:
+            video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
+            return training_window(video, self.stream, view, self.crop)
+        except (FormatError, VideoError, ValueError) as error:
+            return Bad(sample.key, str(sample.shard), str(error))
 
 
 class _WholeClips(Dataset):
     """Number of a sample → the whole clip."""
 
     def __init__(self, samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None) -> None:
-        self.samples, self.streams, self.crop, self.frames = samples.samples, tuple(streams), crop, frames
+        self.samples, self.streams, self.crop, self.frames = samples, tuple(streams), crop, frames
 
-    def __getitem__(self, index: int) -> Clip | FormatError:
+    def __getitem__(self, index: int) -> Clip | Bad:
         sample = self.samples[index]
         try:
             members = sample.read()
             metadata = read_json(members)
-            pixels = {stream: self._decoded(sample, members, stream) for stream in self.streams}
-        except FormatError as error:
-            return error
+            pixels = {stream: self._decoded(members, stream) for stream in self.streams}
+        except (FormatError, VideoError, ValueError) as error:
+            return Bad(sample.key, str(sample.shard), str(error))
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
 
-    def _decoded(self, sample: Sample, members: dict[str, bytes], stream: Stream) -> Tensor:
+    def _decoded(self, members: dict[str, bytes], stream: Stream) -> Tensor:
         if MEMBER_OF[stream] not in members:
-            raise FormatError(f"{sample.name} has no {stream}: prepared with --flow none?")
-        with _named(sample):
-            return torch.from_numpy(whole_clip(members[MEMBER_OF[stream]], stream, self.crop, self.frames))
+            raise FormatError(f"no {stream}: prepared with --flow none?")
+        return torch.from_numpy(whole_clip(members[MEMBER_OF[stream]], stream, self.crop, self.frames))
 
 
-@contextmanager
-def _named(sample: Sample) -> Iterator[None]:
-    """Say of which sample an error is."""
-    try:
-        yield
-    except (VideoError, ValueError) as error:
-        raise FormatError(f"{sample.name}: {error}") from error
-
-
-def _loaded(dataset: Dataset, indices: range, workers: int, pin_memory: bool = False) -> Iterator[Any]:
+def _loaded(dataset: Dataset, indices: Sequence[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:
     """`dataset[i]` for each index, in order, from worker processes."""
     loader = DataLoader(
-        dataset,
+        _WithErrors(dataset),
         batch_size=None,
         sampler=indices,
         collate_fn=_unchanged,
@@ -134,11 +149,32 @@ def _loaded(dataset: Dataset, indices: range, workers: int, pin_memory: bool = F
         worker_init_fn=_live_and_die_with_the_trainer,
         pin_memory=pin_memory,
     )
-    for item in loader:
-        # A worker hands its error over as a value: raised there, it would arrive with a traceback in its message.
-        if isinstance(item, FormatError):
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):  # what torch says when one is gone, without a class of its own
+                raise
+            raise ChildProcessError(f"a process that decodes has died: {error}") from error
+        if isinstance(item, OSError):
             raise item
         yield item
+
+
+class _WithErrors(Dataset):
+    """Hands errors of reading over as values: raised in a worker, they would come with a traceback in their message."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except OSError as error:
+            return error
 
 
 def _unchanged(item: T) -> T:

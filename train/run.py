@@ -5,6 +5,7 @@ RUN/metrics.jsonl          one line a step and one an evaluation
 RUN/tensorboard/           the same for TensorBoard
 RUN/model.pt, best.pt      the network at the last evaluation, and at that of the lowest validation loss
 RUN/checkpoints/           the newest states of the training, to resume from
+RUN/quarantine.jsonl       samples that cannot be used, where there are any
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.lease import LEASE
 from manifests.sample import FormatError, differences
 from model import Stream, TemporalPadding
+from train.schedule import Schedule
 from train.stream import Samples
 
 Precision = Literal["fp32", "bf16"]
@@ -43,8 +45,8 @@ class Configuration:
     frames: int
     crop: int
     batch_size: int
-    learning_rate: float
-    evaluate_every: int  # steps; the learning rate's schedule looks at each evaluation
+    schedule: Schedule  # of the learning rate
+    evaluate_every: int  # steps; a plateau's schedule looks at each evaluation
     patience: int  # evaluations without a better loss before the learning rate falls
     flip: bool
     seed: int
@@ -54,7 +56,8 @@ class Configuration:
     initial: dict[str, str] | None  # SHA-256 of the checkpoint's files
     momentum: float = 0.9
     weight_decay: float = 1e-7  # of the released training; the paper names none
-    learning_rate_factor: float = 0.1
+    clip_gradient: float | None = None  # largest norm of a step's gradient
+    sync_bn: bool = False
     dropout: float = 0.5
     temporal_padding: TemporalPadding = "zero"
     model: str = "i3d"
@@ -66,11 +69,16 @@ class Session:
 
     steps: int
     checkpoint_every: int
-    workers: int
+    workers: int  # processes that decode, of each rank
+    ranks: int
+    accumulate: int  # parts of a rank's batch, whose gradients are summed
+    compile: bool
+    max_bad: int  # samples
     shards: str
     validation_shards: str | None
     init: str | None
     device: str
+    command: list[str]
 
 
 def identity(samples: Samples) -> dict[str, Any]:

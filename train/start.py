@@ -2,106 +2,171 @@
 
 import math
 import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from manifests.lease import lease
 from manifests.sample import FormatError
-from model import Stream, load_checkpoint
+from model import Checkpoint, Stream, load_checkpoint
 from train.loop import train
+from train.ranks import Ranks, joined_ranks
 from train.run import Configuration, Precision, Session, identity, open_run
+from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
+from train.state import Task
 from train.stream import Samples, open_samples, trainable_samples
 
-RELEASED_RATE = 0.1  # of DeepMind's training, with 64 replicas of 6 clips each
-RELEASED_BATCH = 384
 MAXIMUM_WORKERS = 8
 
 
-def start(
-    *,
-    shards: str,
-    split: str | None,
-    stream: Stream,
-    output: Path,
-    val_shards: str | None,
-    val_split: str | None,
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    frames: int,
-    crop: int,
-    lr: float | None,
-    patience: int,
-    flip: bool,
-    init: Path | None,
-    resume: str,
-    evaluate_every: int | None,
-    checkpoint_every: int,
-    precision: str,
-    seed: int,
-    workers: int | None,
-) -> None:
-    """Train as the command's options say.
+@dataclass(frozen=True)
+class Options:
+    """The options of i3d-train, as typed or by default; None where the run decides."""
+
+    shards: str
+    split: str | None
+    stream: Stream
+    output: Path
+    val_shards: str | None
+    val_split: str | None
+    steps: int | None
+    epochs: float | None
+    batch_size: int
+    accumulate: int
+    frames: int
+    crop: int
+    schedule: ScheduleName
+    lr: float | None
+    warm_up_steps: int
+    patience: int
+    weight_decay: float
+    dropout: float
+    clip_gradient: float | None
+    sync_bn: bool
+    flip: bool
+    init: Path | None
+    resume: str
+    evaluate_every: int | None
+    checkpoint_every: int
+    max_bad: int
+    precision: str
+    compile: bool
+    seed: int
+    workers: int | None
+
+
+def start(options: Options) -> None:
+    """Train as the command's options say; under torchrun, together with the other ranks.
 
     Raises:
-        ValueError: not exactly one of steps and epochs, or one that is not finite.
+        ValueError: options that contradict each other, or one that is not finite.
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
         RunError: a folder that holds something else.
         LeaseHeld: another process trains in that folder.
         NonFiniteLossError: the training diverged.
+        TooManyBad: more samples cannot be used than `max_bad`.
         OSError: a file that cannot be read or written.
     """
-    for name, value in (("--epochs", epochs), ("--lr", lr)):
+    _check(options)
+    with joined_ranks() as ranks, ExitStack() as held:
+        _check_shares(options, ranks)
+        samples = trainable_samples(open_samples(options.shards, options.split), options.stream)
+        validation = _validation(options, samples)
+        initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
+        configuration = _configuration(options, samples, validation, initial, ranks)
+        session = _session(options, samples, ranks)
+
+        def claim() -> Path | None:
+            held.enter_context(lease(options.output))
+            return open_run(options.output, configuration, session, options.resume == "auto")
+
+        resume_from = ranks.from_first(claim)
+        task = Task(options.output, configuration, session, samples, validation, ranks)
+        train(task, initial, resume_from)
+
+
+def _check(options: Options) -> None:
+    for name in ("epochs", "lr", "weight_decay", "clip_gradient"):
+        value = getattr(options, name)
         if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name} {value} is not finite")
-    if (steps is None) == (epochs is None):
+            raise ValueError(f"--{name.replace('_', '-')} {value} is not finite")
+    if (options.steps is None) == (options.epochs is None):
         raise ValueError("how long to train: give either --steps or --epochs")
-    samples = trainable_samples(open_samples(shards, split), stream)
-    validation = _validation(val_shards, val_split, samples, stream)
-    an_epoch = math.ceil(len(samples) / batch_size)
-    initial = load_checkpoint(init, stream) if init is not None else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    configuration = Configuration(
-        stream=stream,
-        frames=frames,
-        crop=crop,
-        batch_size=batch_size,
-        learning_rate=lr if lr is not None else RELEASED_RATE * batch_size / RELEASED_BATCH,
-        evaluate_every=evaluate_every or an_epoch,
-        patience=patience,
-        flip=flip,
-        seed=seed,
-        precision=_precision(precision, device),
+    if options.val_shards is None and options.val_split is not None:
+        raise ValueError(f"--val-split {options.val_split} wants --val-shards")
+
+
+def _check_shares(options: Options, ranks: Ranks) -> None:
+    """Raise `ValueError` where a batch cannot be dealt out evenly."""
+    if options.batch_size % (ranks.count * options.accumulate):
+        raise ValueError(
+            f"--batch-size {options.batch_size} is that of all ranks together: it must be a multiple of "
+            f"{ranks.count} ranks times --accumulate {options.accumulate}"
+        )
+
+
+def _configuration(
+    options: Options, samples: Samples, validation: Samples | None, initial: Checkpoint | None, ranks: Ranks
+) -> Configuration:
+    """What the run computes."""
+    rate = options.lr if options.lr is not None else rate_of_batch(options.batch_size)
+    length = schedule_steps(options.schedule, _steps(options, samples))
+    return Configuration(
+        stream=options.stream,
+        frames=options.frames,
+        crop=options.crop,
+        batch_size=options.batch_size,
+        schedule=Schedule(options.schedule, rate, options.warm_up_steps, length, options.stream),
+        evaluate_every=options.evaluate_every or math.ceil(len(samples) / options.batch_size),
+        patience=options.patience,
+        flip=options.flip,
+        seed=options.seed,
+        precision=_precision(options.precision, ranks.device),
         data=identity(samples),
         validation=identity(validation) if validation is not None else None,
         initial=initial.sha256 if initial is not None else None,
+        weight_decay=options.weight_decay,
+        dropout=options.dropout,
+        clip_gradient=options.clip_gradient,
+        sync_bn=options.sync_bn,
         temporal_padding=initial.temporal_padding if initial is not None else "zero",
     )
-    session = Session(
-        steps=steps or math.ceil((epochs or 0) * len(samples) / batch_size),
-        checkpoint_every=checkpoint_every,
-        workers=workers if workers is not None else min(MAXIMUM_WORKERS, max(1, (os.cpu_count() or 1) - 1)),
-        shards=shards,
-        validation_shards=val_shards,
-        init=str(init) if init is not None else None,
-        device=str(device),
+
+
+def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
+    """How this start does it."""
+    cores = (os.cpu_count() or 1) // ranks.on_this_node
+    return Session(
+        steps=_steps(options, samples),
+        checkpoint_every=options.checkpoint_every,
+        workers=options.workers if options.workers is not None else min(MAXIMUM_WORKERS, max(1, cores - 1)),
+        ranks=ranks.count,
+        accumulate=options.accumulate,
+        compile=options.compile,
+        max_bad=options.max_bad,
+        shards=options.shards,
+        validation_shards=options.val_shards,
+        init=str(options.init) if options.init is not None else None,
+        device=str(ranks.device),
+        command=sys.argv,
     )
-    with lease(output):
-        resume_from = open_run(output, configuration, session, resume == "auto")
-        train(output, configuration, session, samples, validation, initial, resume_from)
 
 
-def _validation(shards: str | None, split: str | None, samples: Samples, stream: Stream) -> Samples | None:
-    if shards is None:
-        if split is not None:
-            raise ValueError(f"--val-split {split} wants --val-shards")
+def _steps(options: Options, samples: Samples) -> int:
+    return options.steps or math.ceil((options.epochs or 0) * len(samples) / options.batch_size)
+
+
+def _validation(options: Options, samples: Samples) -> Samples | None:
+    if options.val_shards is None:
         return None
-    validation = trainable_samples(open_samples(shards, split), stream)
+    validation = trainable_samples(open_samples(options.val_shards, options.val_split), options.stream)
     if validation.classes != samples.classes:
-        raise FormatError(f"{shards}: its classes are not those of the training data")
-    if stream == "flow":
+        raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
+    if options.stream == "flow":
         samples.require_one_flow(validation)
     return validation
 

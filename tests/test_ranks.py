@@ -1,0 +1,214 @@
+"""i3d-train under torchrun: real ranks on gloo, stopped, killed and resumed in other numbers."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import I3D, load_checkpoint, load_training, save_run
+from tests import golden
+from train.log import read_metrics
+from train.quarantine import read_quarantine
+from train.stream import open_samples
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+DOUBLE = ("-m", "tests.golden.double")
+SINGLE = (Path(sys.executable).with_name("i3d-train"),)
+SMALL = (
+    "--shards", golden.DATASET, "--split", "train", "--stream", "flow", "--batch-size", 4, "--frames", 9,
+    "--crop", 32, "--lr", 1e-5, "--evaluate-every", 1000, "--precision", "fp32",
+)  # fmt: skip
+
+
+def start(run, *options, ranks=1, restarts=0, program=DOUBLE):
+    """Begin training in a process of its own, or under torchrun with several."""
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    words = [sys.executable, *(many if ranks > 1 else ()), *program, *SMALL, "--output", run, *options]
+    command, pipe = list(map(str, words)), subprocess.PIPE
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=pipe, stderr=subprocess.STDOUT)
+
+
+def train(run, *options, ranks=1, status=0, **how):
+    """Train to the end; gives what was said."""
+    child = start(run, *options, ranks=ranks, **how)
+    said = child.communicate(timeout=300)[0]
+    assert (child.returncode == 0) == (status == 0), said
+    return said
+
+
+def lines(run):
+    return read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+
+
+def losses(run):
+    return [line["loss"] for line in lines(run) if "loss" in line]
+
+
+def wait_for(condition, child):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_of(run):
+    """Ids of the processes whose command line names the run's folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(run).encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_run_goes_on_with_other_ranks_and_workers(tmp_path):
+    """Two ranks take the slices of a batch that one rank takes in two parts: the losses are those of one run."""
+    validation = ("--val-shards", golden.DATASET, "--val-split", "val", "--evaluate-every", 4, "--dropout", 0.2)
+    train(tmp_path / "whole", *validation, "--steps", 6, "--accumulate", 2, "--workers", 0)
+    parts = tmp_path / "parts"
+    train(parts, *validation, "--steps", 2, "--accumulate", 2, "--workers", 1)
+    train(parts, *validation, "--steps", 5, "--resume", "auto", "--workers", 2, ranks=2)
+    train(parts, *validation, "--steps", 6, "--resume", "auto", "--accumulate", 2, "--workers", 0)
+    assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), rel=1e-9)
+    # The evaluation after step 4 was on two ranks, every clip once: it is that of one.
+    tests = [next(line for line in lines(run) if line.get("val_loss")) for run in (parts, tmp_path / "whole")]
+    names = ("step", "mean_loss", "val_loss", "val_top1", "val_top5")
+    assert tests[0]["step"] == 4
+    assert [tests[0][n] for n in names] == pytest.approx([tests[1][n] for n in names], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_resumed_at_twenty_random_steps(tmp_path):
+    generator, steps = random.Random(6), 60
+    train(tmp_path / "whole", "--steps", steps, "--accumulate", 2)
+    stops = [*sorted(generator.sample(range(1, steps), 20)), steps]
+    for number, stop in enumerate(stops):
+        ranks = (1, 2, 1)[number % 3]
+        options = ("--workers", generator.randrange(4), "--accumulate", 2 // ranks)
+        train(tmp_path / "parts", "--steps", stop, *options, "--resume", "auto", ranks=ranks)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    assert [line["step"] for line in lines(tmp_path / "parts") if "loss" in line] == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path):
+    """On one device the losses are the same to the last bit, wherever it is killed."""
+    generator, run = random.Random(7), tmp_path / "killed"
+    options = ("--steps", 25, "--checkpoint-every", 2, "--resume", "auto")
+    train(tmp_path / "whole", *options, program=SINGLE)
+    kills = 0
+    while len(losses(run)) < 25:
+        child, before = start(run, *options, "--workers", generator.randrange(4), program=SINGLE), lines(run)
+        if kills < 6:
+            wait_for(lambda: len(lines(run)) > 2 or before, child)
+            time.sleep(generator.uniform(0, 3) + 4 * bool(before))
+            child.kill()
+            kills += 1
+        child.communicate(timeout=300)
+    assert kills == 6
+    assert losses(run) == losses(tmp_path / "whole")
+    time.sleep(1)
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_all_ranks(tmp_path):
+    run = tmp_path / "run"
+    child = start(run, "--steps", 100_000, "--workers", 1, ranks=2)
+    wait_for(lambda: len(losses(run)) > 2, child)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate(timeout=60)[0]
+    stopped = int(re.search(r"stopped after step (\d+)", said)[1])
+    assert load_training(run / "checkpoints" / f"{stopped:09d}.pt")[1]["step"] == stopped == len(losses(run))
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_run_and_a_restart_resumes_it(tmp_path):
+    options = ("--checkpoint-every", 2, "--resume", "auto", "--workers", 1)
+    train(tmp_path / "whole", "--steps", 12, *options, ranks=2)
+    run = tmp_path / "killed"
+    child = start(run, "--steps", 12, *options, ranks=2, restarts=1)
+    wait_for(lambda: len(losses(run)) > 4, child)
+    ranks = [pid for pid in processes_of(run) if b"distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(max(ranks, key=lambda pid: Path(f"/proc/{pid}/stat").read_text().split()[21]), signal.SIGKILL)
+    said = child.communicate(timeout=300)[0]
+    assert child.returncode == 0, said
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-9)
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path):
+    options = ("--steps", 4, "--dropout", 0)
+    train(tmp_path / "one", *options)
+    train(tmp_path / "two", *options, "--sync-bn", ranks=2)
+    train(tmp_path / "apart", *options, ranks=2)
+    one, two, apart = (losses(tmp_path / name) for name in ("one", "two", "apart"))
+    assert two == pytest.approx(one, rel=1e-9)
+    assert apart != pytest.approx(one, rel=1e-3)
+
+
+def damaged_copy(folder, numbers, split="train"):
+    """The golden dataset with some of its samples damaged, and their keys."""
+    shutil.copytree(golden.DATASET, folder)
+    samples = open_samples(str(folder), split)
+    for number in numbers:
+        shard = Path(str(samples[number].shard))
+        content = bytearray(shard.read_bytes())
+        content[int(samples[number].record["flow_offset"]) + 100] ^= 255
+        shard.write_bytes(content)
+    return [samples[number].key for number in numbers]
+
+
+def test_bad_samples_are_named_counted_and_count_for_nothing(tmp_path):
+    """A step of them alone learns nothing; past --max-bad the run stops, and says so on one rank only."""
+    keys = damaged_copy(tmp_path / "data", (1, 5))
+    run = tmp_path / "run"
+    train(run, "--shards", tmp_path / "data", "--steps", 4, "--workers", 1, "--max-bad", 2)
+    assert sorted(bad.key for bad in read_quarantine(run)) == sorted(keys)
+    assert "holds other bytes than the index says" in read_quarantine(run)[0].message
+    steps = [line for line in lines(run) if "loss" in line]
+    assert [line["bad"] for line in steps][-1] == 2
+    said = train(tmp_path / "b", "--shards", tmp_path / "data", "--steps", 4, "--max-bad", 1, status=1)
+    assert "2 samples are bad, more than --max-bad 1" in said
+    assert said.count("Error:") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_bad_samples_on_any_rank(tmp_path):
+    keys = damaged_copy(tmp_path / "data", (0, 1, 2))
+    (tmp_path / "lists").mkdir()
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks)
+        options = ("--shards", tmp_path / "data", "--steps", 6, "--accumulate", 2 // ranks, "--workers", 1)
+        train(run, *options, ranks=ranks)
+        assert sorted(bad.key for bad in read_quarantine(run)) == sorted(keys)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_bad_samples_of_validation(tmp_path):
+    keys = damaged_copy(tmp_path / "data", (2,), "val")
+    run = tmp_path / "run"
+    train(run, "--steps", 2, "--val-shards", tmp_path / "data", "--val-split", "val", ranks=2)
+    assert [bad.key for bad in read_quarantine(run)] == keys
+    assert 0 < next(line["val_loss"] for line in lines(run) if "val_loss" in line)
+
+
+def test_a_batch_that_cannot_be_dealt_out(tmp_path):
+    said = train(tmp_path / "run", "--steps", 1, "--accumulate", 3, status=1)
+    assert "--batch-size 4 is that of all ranks together: it must be a multiple of 1 ranks times --accumulate 3" in said

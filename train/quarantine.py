@@ -1,0 +1,73 @@
+"""Samples that cannot be used: named in `RUN/quarantine.jsonl`, counted, and no more of them than a run may bear."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from manifests.files import write_file
+from manifests.sample import FormatError
+from train.loader import Bad
+from train.ranks import Ranks
+
+FILE = "quarantine.jsonl"
+
+
+class TooManyBad(Exception):
+    """More samples are bad than the run was to bear."""
+
+
+class Quarantine:
+    """The bad samples of a run, the same on all ranks; the first one writes them down.
+
+    Args:
+        folder: of the run.
+        maximum: how many samples may be bad.
+        ranks: that train.
+
+    Raises:
+        FormatError: the file of an earlier start cannot be read.
+    """
+
+    def __init__(self, folder: Path, maximum: int, ranks: Ranks) -> None:
+        self._file, self._maximum, self._ranks = folder / FILE, maximum, ranks
+        self._bad = ranks.from_first(lambda: {bad.key: bad for bad in read_quarantine(folder)})
+
+    def __len__(self) -> int:
+        return len(self._bad)
+
+    def add(self, bad: Iterable[Bad]) -> None:
+        """Note what all ranks have found, each its own; all must call this at the same time.
+
+        Raises:
+            TooManyBad: names the last.
+        """
+        news = [found for found in self._ranks.gather(list(bad)) if found.key not in self._bad]
+        self._bad |= {found.key: found for found in news}
+        if news and self._ranks.first:
+            lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in self._bad.values())
+            write_file(self._file, "".join(lines).encode())
+        if news and len(self._bad) > self._maximum:
+            last = news[-1]
+            raise TooManyBad(
+                f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {self._file} names them, "
+                f"the last is {last.key} in {last.shard}: {last.message}"
+            )
+
+
+def read_quarantine(folder: Path) -> list[Bad]:
+    """The bad samples of a run.
+
+    Raises:
+        FormatError: a line that is none of ours.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return []
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            value = dict(json.loads(line))
+            found.append(Bad(*(str(value[name]) for name in Bad._fields)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{file}: line {number} names no bad sample: {error!r}") from error
+    return found

@@ -1,0 +1,100 @@
+"""The test of a network in training: statistics measured anew, whole clips, every clip once, on all ranks."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+
+from model import save_run
+from train.batch_norm import BATCHES, average_statistics, recompute_statistics
+from train.decode import network_input
+from train.evaluate import TOP, ClipResult, Streams, evaluate
+from train.loader import Bad, training_batches
+from train.log import Log
+from train.quarantine import Quarantine
+from train.ranks import Ranks
+from train.state import REMEDY, NonFiniteLossError, State, Task
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A signal came before the test was through: the next start begins it anew."""
+
+
+def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int], log: Log | None) -> dict[str, float]:
+    """Test on whole clips, let the schedule see the loss, and write `model.pt` and `best.pt`; gives what was found.
+
+    Without validation clips the schedule sees the mean training loss since the last time.
+
+    Raises:
+        Stopped: a rank has noted a signal.
+        NonFiniteLossError: the weights or the loss are no numbers.
+    """
+    started, configuration, ranks, validation = time.monotonic(), task.configuration, task.ranks, task.validation
+    _measure_statistics(state, task, signals)
+    values = {"mean_loss": state.loss_sum / max(state.losses, 1), "lr": state.optimizer.param_groups[0]["lr"]}
+    loss = values["mean_loss"]
+    if validation is not None:
+        streams = Streams({configuration.stream: state.network}, {}, task.classes, ranks.device)
+        mine = validation.take(range(ranks.rank, len(validation), ranks.count))
+        results = evaluate(mine, streams, configuration.crop, workers=task.session.workers)
+        shown = log.evaluating(results, len(mine)) if log else results
+        values |= _totals(_until(shown, signals), quarantine, ranks)
+        loss = values.get("val_loss", math.nan)
+    if ranks.sum([len(signals)])[0]:
+        raise Stopped
+    state.require_finite()
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"the validation loss after step {state.step} is not finite. {REMEDY}")
+    state.network.train()
+    if state.step % configuration.evaluate_every == 0:  # not at an end between: going on later changes nothing
+        if configuration.schedule.name == "plateau" and state.step > configuration.schedule.warm_up_steps:
+            state.plateau.see(loss)
+        state.loss_sum, state.losses = 0.0, 0
+    state.tested = state.step
+    best = validation is not None and loss < state.best_loss
+    state.best_loss = min(loss, state.best_loss) if validation is not None else state.best_loss
+    if ranks.first:
+        for name in ("model.pt", "best.pt") if best else ("model.pt",):
+            save_run(task.folder / name, state.network, configuration.stream, task.classes.labels)
+    return {**values, "seconds": time.monotonic() - started}
+
+
+def _measure_statistics(state: State, task: Task, signals: list[int]) -> None:
+    """Batch normalisation's statistics over what the last steps saw, averaged over the ranks."""
+    stream, crop, device = task.configuration.stream, task.configuration.crop, task.ranks.device
+    seen = range(max(0, state.step - BATCHES), state.step)
+    batches = training_batches(task.samples, stream, task.plan, seen, crop, task.share, task.session.workers)
+    inputs = (network_input(batch.pixels.to(device), stream) for batch in _until(batches, signals))
+    recompute_statistics(state.network, inputs)
+    average_statistics(state.network, task.ranks)
+
+
+def _until(items: Iterator, signals: list[int]) -> Iterator[T]:
+    """The first of the items, and the others until there is a signal."""
+    for item in items:
+        yield item
+        if signals:
+            return
+
+
+def _totals(results: Iterator[ClipResult | Bad], quarantine: Quarantine, ranks: Ranks) -> dict[str, float]:
+    """Mean loss and shares of clips right, over all ranks' clips; nothing where no clip could be tested."""
+    sums, bad = [0.0, 0.0, 0.0, 0.0], []  # clips, losses, top-1, top-5
+    for result in results:
+        if isinstance(result, Bad):
+            bad.append(result)
+            continue
+        assert result.class_index is not None  # `trainable_samples` has left none without
+        loss = F.cross_entropy(result.joint[None], torch.tensor([result.class_index])).item()
+        best = result.joint.topk(min(TOP, len(result.joint))).indices.tolist()
+        found = (1.0, loss, float(result.class_index in best[:1]), float(result.class_index in best))
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    quarantine.add(bad)
+    count, *totals = ranks.sum(sums)
+    names = ("val_loss", "val_top1", f"val_top{TOP}")
+    return {name: total / count for name, total in zip(names, totals, strict=True)} if count else {}
