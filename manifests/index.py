@@ -326,6 +326,11 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
     for shard in snapshot.shards:
         if not isinstance(shard.path, str) or not SHARD_PATH.fullmatch(shard.path):
             raise FormatError(f"{name}: {shard.path!r} is no shard's path")
+        numbers, checksums = (shard.samples, shard.bytes), (shard.sha256, shard.index_sha256)
+        if not all(type(n) is int and n >= 0 for n in numbers) or not all(isinstance(c, str) for c in checksums):
+            raise FormatError(
+                f"{name}: {shard.path} is said to have {numbers} samples and bytes, checksums {checksums}"
+            )
         if shard.path.split("/")[1] != shard.group:
             raise FormatError(f"{name}: {shard.path} is said to be of group {shard.group!r}")
     return snapshot
@@ -356,8 +361,7 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        there = ", ".join(sorted(file.parent.name for file in folder.glob("snapshots/*/snapshot.json")))
-        raise FormatError(f"{folder}: no snapshot {name}; there are {there or 'none'}") from None
+        raise FormatError(f"{folder}: no snapshot {name}{_others(folder)}") from None
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error}") from error
     value = _json_object(content, path)
@@ -367,6 +371,14 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
     if snapshot.name != name:
         raise FormatError(f"{path}: says that it is snapshot {snapshot.name!r}")
     return snapshot
+
+
+def _others(folder: Path) -> str:
+    try:
+        there = ", ".join(sorted(file.parent.name for file in folder.glob("snapshots/*/snapshot.json")))
+    except OSError:  # as a web server, which does not list what it holds
+        return ""
+    return f"; there are {there or 'none'}"
 
 
 def root_json(snapshot: Snapshot) -> dict[str, Any]:

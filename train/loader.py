@@ -72,7 +72,7 @@ class _Windows(Dataset):
     """Step → its batch."""
 
     def __init__(self, samples: Samples, stream: Stream, plan: Plan, crop: int) -> None:
-        self.samples, self.stream, self.plan, self.crop = samples.samples, stream, plan, crop
+        self.samples, self.stream, self.plan, self.crop = samples, stream, plan, crop
 
     def __getitem__(self, step: int) -> Batch | FormatError:
         views = self.plan.batch(step)
@@ -95,7 +95,7 @@ class _WholeClips(Dataset):
     """Number of a sample → the whole clip."""
 
     def __init__(self, samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None) -> None:
-        self.samples, self.streams, self.crop, self.frames = samples.samples, tuple(streams), crop, frames
+        self.samples, self.streams, self.crop, self.frames = samples, tuple(streams), crop, frames
 
     def __getitem__(self, index: int) -> Clip | FormatError:
         sample = self.samples[index]

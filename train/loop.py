@@ -165,7 +165,7 @@ def test(
 
 def plan_of(configuration: Configuration, samples: Samples) -> Plan:
     """The plan of a run on these samples."""
-    frames = np.array([sample.record[f"{configuration.stream}_frames"] for sample in samples])
+    frames = samples.records[f"{configuration.stream}_frames"]
     return Plan(frames, configuration.frames, configuration.batch_size, configuration.seed, configuration.flip)
 
 
@@ -276,7 +276,7 @@ def _require_finite(state: State) -> None:
 
 
 def _non_finite(values: dict[str, float], plan: Plan, samples: Samples, step: int) -> NonFiniteLossError:
-    keys = ", ".join(samples.samples[view.sample].key for view in plan.batch(step))
+    keys = ", ".join(samples[view.sample].key for view in plan.batch(step))
     what = "loss" if not math.isfinite(values["loss"]) else "gradient"
     return NonFiniteLossError(
         f"the {what} of step {step + 1} is not finite; samples: {keys}; learning rate {values['lr']:g}. {_REMEDY}"
