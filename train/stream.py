@@ -160,7 +160,7 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
 
     Raises:
         FormatError: several splits at once, none with a label, a class list that is unknown, a sample without
-            `stream`, or flow that was made in several ways.
+            `stream`, two samples of one key, or flow that was made in several ways.
     """
     first = samples[0].shard.name
     if len(samples.splits) > 1:
@@ -176,6 +176,10 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
     lacking = np.flatnonzero(labelled.records[f"{stream}_frames"] == 0)
     if len(lacking):
         raise FormatError(f"{labelled[lacking[0]].name} has no {stream}: prepared with --flow none?")
+    keys = labelled.records["key"]
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(twice):
+        raise FormatError(f"{labelled[twice[0]].name} stands in {labelled[twice[0] + 1].shard.name}, too")
     classes = labelled.records["class_index"]
     wrong = np.flatnonzero((classes < 0) | (classes >= len(samples.classes.labels)))
     if len(wrong):
@@ -245,7 +249,7 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
         raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
-    records, shard_of = _in_order(pieces, files)
+    records, shard_of = _in_order(pieces)
     return Samples(records, shard_of, tuple(files), snapshot.classes, snapshot.name, _unique(splits), flows, cache)
 
 
@@ -293,12 +297,8 @@ def _splits_of(shard: Shard, records: np.ndarray) -> list[str | None]:
     return [name for mask in masks for name in memberships_of(mask) or (shard.split,)]
 
 
-def _in_order(pieces: Sequence[np.ndarray], files: Sequence[ShardFile]) -> tuple[np.ndarray, np.ndarray]:
-    """All records in the order of their keys, and the number of each one's file.
-
-    Raises:
-        FormatError: two samples of one key.
-    """
+def _in_order(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All records in the order of their keys, and the number of each one's file."""
     sizes = [len(records) for records in pieces]
     every = np.empty(sum(sizes), record_dtype(max(records.dtype["key"].itemsize for records in pieces)))
     end = 0
@@ -307,12 +307,7 @@ def _in_order(pieces: Sequence[np.ndarray], files: Sequence[ShardFile]) -> tuple
         end += len(records)
     shard_of = np.repeat(np.arange(len(pieces), dtype=np.int32), sizes)
     order = np.argsort(np.ascontiguousarray(every["key"]), kind="stable")
-    every, shard_of = every[order], shard_of[order]
-    twice = np.flatnonzero(every["key"][1:] == every["key"][:-1])
-    if len(twice):
-        first, second = (files[shard_of[number]].name for number in (twice[0], twice[0] + 1))
-        raise FormatError(f"sample {every['key'][twice[0]].decode()} stands twice, in {first} and in {second}")
-    return every, shard_of
+    return every[order], shard_of[order]
 
 
 def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
@@ -334,7 +329,7 @@ def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
     if not any(len(records) for records in pieces):
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     files = tuple(tar.shard for tar in tars)
-    records, shard_of = _in_order(pieces, files)
+    records, shard_of = _in_order(pieces)
     classes = _published(class_lists.pop()[1])
     return Samples(records, shard_of, files, classes, None, _unique(splits), tuple(flows), cache)
 
