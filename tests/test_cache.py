@@ -2,17 +2,20 @@
 
 import multiprocessing
 import os
-import resource
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from manifests.files import PARTIAL_SUFFIX
 from manifests.sample import FLOW, FormatError
+from tests import golden
 from tests.faults import faulty_net, once
 from train import remote
 from train.cache import Cache, ShardFile, claimed_file
@@ -68,7 +71,7 @@ def test_processes_that_race_download_once(net, tmp_path, fault):
     for process in racing:
         process.join(60)
     assert [process.exitcode for process in racing] == [0] * 5
-    assert net.sent["a.tar"] < 1.1 * SIZE
+    assert net.sent["a.tar"] < (2.1 if fault == "shorter" else 1.1) * SIZE  # of which half came
     assert [path.name for path in cache.folder.iterdir() if path.name != ".lock"] == there(cache)
 
 
@@ -86,7 +89,7 @@ def test_the_least_recently_used_make_room(net, tmp_path):
     cache.fetch(b)
     cache.fetch(c)
     cache.fetch(shard(net, "d"))
-    assert a not in there(cache)
+    assert cache.path_of(a).name not in there(cache)
     assert opened.read() == content(net, "a")  # who reads it goes on
     with pytest.raises(ValueError, match=f"a cache of 1000 bytes holds no shard of {SIZE} bytes"):
         Cache(tmp_path / "small", 1000).require_room([a])
@@ -168,8 +171,6 @@ def test_a_full_disk_is_said_once_and_costs_no_download(net, tmp_path):
 
 def test_other_bytes_than_the_snapshot_says(net, tmp_path):
     """Damaged on the way: again. What the place itself holds is kept, for its good samples' sake."""
-    from hashlib import sha256
-
     cache = Cache(tmp_path / "cache", 4 * SIZE)
     net.fault = once("flipped")
     good = shard(net, "a", sha256=sha256(content(net, "a")).hexdigest())
@@ -186,10 +187,6 @@ def test_other_bytes_than_the_snapshot_says(net, tmp_path):
 
 @pytest.fixture
 def dataset(net):
-    from shutil import copytree
-
-    from tests import golden
-
     copytree(golden.DATASET, net.folder / "data")
     return f"{net.url}/data"
 
@@ -252,16 +249,8 @@ def test_a_cache_that_cannot_keep_up_changes_nothing(net, dataset, tmp_path):
 
 def test_a_sample_is_small_to_send(net, tmp_path):
     """Workers send clips with their samples: not the arrays of all of them."""
-    import pickle
-
-    from tests import golden
-
     samples = open_samples(str(golden.DATASET), None, Cache(tmp_path / "cache", 10))
     sample = pickle.loads(pickle.dumps(samples[3]))
     assert isinstance(sample, Sample)
     assert sample.read() == samples[3].read()
     assert len(pickle.dumps(samples[3])) < 3000
-
-
-def test_no_core_is_limited():
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

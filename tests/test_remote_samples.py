@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from manifests.sample import FLOW, FormatError
 from tests import golden
 from tests.faults import FAULTS, faulty_net, once
 from train import remote, tars
+from train.cache import Cache
 from train.loader import training_batches
 from train.plan import Plan
 from train.run import identity
@@ -189,7 +191,7 @@ def test_buckets(bucket, net):
     ):
         with pytest.raises(FormatError, match=said):
             open_samples(place)
-    (blob,) = bucket.list_blobs(match_glob="a/shards/train/*.tar")
+    (blob,) = (blob for blob in bucket.list_blobs(prefix="a/shards/train/") if blob.name.endswith(".tar"))
     content = blob.download_as_bytes()
     blob.upload_from_string(content[:-20_000])
     with pytest.raises(FormatError, match="truncated"):
@@ -339,3 +341,50 @@ def test_threads_of_one_process_share_a_client(net):
 def test_torch_is_not_needed_to_read():
     code = "import sys, train.remote, train.cache, train.tars; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket of an S3 on loopback."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    remote._filesystem_of.cache_clear()  # it is of another server
+    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+    filesystem.mkdir("samples")
+    yield filesystem
+    server.stop()
+    remote._filesystem_of.cache_clear()
+
+
+def test_s3(s3, net, tmp_path):
+    s3.put(f"{golden.DATASET}/", "samples/a", recursive=True)
+    here = "s3://samples/a"
+    samples = trainable_samples(open_samples(here, "train"), "flow")
+    assert_same(samples)
+    assert all((a == b).all() for a, b in zip(views(samples, 2), views(HERE, 0), strict=True))
+    assert_same(open_samples(here, "train", Cache(tmp_path / "cache", 1_000_000)))
+    assert_same(open_samples(f"{here}/shards/t*/*.tar"))
+    assert len(open_samples(f"{here}/shards/{{train,val}}/*.tar")) == 12
+    for place, said in (
+        (f"{here}@0009", "no snapshot 0009; there are 0001"),
+        ("s3://no-such-bucket/a", "no dataset is published there"),
+        (f"{here}/shards/x.tar", "neither a dataset nor a tar"),
+    ):
+        with pytest.raises(FormatError, match=said):
+            open_samples(place)
+    (shard,) = s3.glob("samples/a/shards/train/*.tar")
+    content = s3.cat_file(shard)
+    s3.pipe_file(shard, content[:-20_000])
+    with pytest.raises(FormatError, match="truncated"):
+        [sample.read() for sample in samples]
+    s3.rm(shard)
+    with pytest.raises(FileNotFoundError):
+        samples[0].read()
