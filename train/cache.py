@@ -90,7 +90,8 @@ class Cache:
             try:
                 if path.stat().st_size != shard.bytes:
                     path.unlink()  # a machine that lost its power may have kept the name and not the content
-                os.utime(path)
+                now = time.time_ns()  # the kernel's own clock for files is too coarse to tell two reads apart
+                os.utime(path, ns=(now, now))
                 return path
             except FileNotFoundError:
                 pass
