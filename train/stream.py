@@ -170,7 +170,8 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
         raise FormatError(f"{first}: a tar does not hold its own class list: name the dataset's folder")
     if stream == "flow":
         samples.require_one_flow()
-    labelled = samples.take(samples.records["class_index"] != NO_CLASS)
+    has_label = samples.records["class_index"] != NO_CLASS
+    labelled = samples if has_label.all() else samples.take(has_label)
     if not len(labelled):
         raise FormatError(f"{first}: none of the {len(samples)} samples has a label")
     lacking = np.flatnonzero(labelled.records[f"{stream}_frames"] == 0)
@@ -233,7 +234,7 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
     bit = membership_mask([split]) if split in MEMBERSHIPS else 0
     chosen = [shard for shard in snapshot.shards if split is None or shard.split == split or bit]
     files: list[ShardFile] = []
-    pieces: list[np.ndarray] = []
+    table = _Table()
     splits: list[str | None] = []
     for shard, found in zip(chosen, _indexes_of(folder, chosen, afar), strict=True):
         records = found
@@ -241,15 +242,15 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
             records = found[found["memberships"] & bit != 0]
         path = f"{place}/{shard.path}" if afar else str(folder / shard.path)
         files.append(ShardFile(path, shard.bytes, shard.sha256))
-        pieces.append(records)
+        table.add(records)
         splits += [split] if split is not None else _splits_of(shard, records)
-    if not any(len(records) for records in pieces):
+    if not len(table):
         every = zip(snapshot.shards, _indexes_of(folder, snapshot.shards, afar), strict=True)
         there = sorted({name or "(none)" for shard, records in every for name in _splits_of(shard, records)})
         raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
-    records, shard_of = _in_order(pieces)
+    records, shard_of = table.in_order()
     return Samples(records, shard_of, tuple(files), snapshot.classes, snapshot.name, _unique(splits), flows, cache)
 
 
@@ -297,17 +298,34 @@ def _splits_of(shard: Shard, records: np.ndarray) -> list[str | None]:
     return [name for mask in masks for name in memberships_of(mask) or (shard.split,)]
 
 
-def _in_order(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All records in the order of their keys, and the number of each one's file."""
-    sizes = [len(records) for records in pieces]
-    every = np.empty(sum(sizes), record_dtype(max(records.dtype["key"].itemsize for records in pieces)))
-    end = 0
-    for records in pieces:
-        every[end : end + len(records)] = records
-        end += len(records)
-    shard_of = np.repeat(np.arange(len(pieces), dtype=np.int32), sizes)
-    order = np.argsort(np.ascontiguousarray(every["key"]), kind="stable")
-    return every[order], shard_of[order]
+class _Table:
+    """Records, gathered one shard after the other into one array, so that little memory is left in pieces."""
+
+    def __init__(self) -> None:
+        self._records = np.empty(1024, record_dtype(1))
+        self._sizes: list[int] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end
+
+    def add(self, records: np.ndarray) -> None:
+        """The records of the next shard, which may be none."""
+        key_length = max(array.dtype["key"].itemsize for array in (self._records, records))
+        self._sizes.append(len(records))
+        end = self._end + len(records)
+        if end > len(self._records) or key_length > self._records.dtype["key"].itemsize:
+            larger = np.empty(max(end, 2 * len(self._records)), record_dtype(key_length))
+            larger[: self._end] = self._records[: self._end]
+            self._records = larger
+        self._records[self._end : end] = records
+        self._end = end
+
+    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """All records in the order of their keys, and the number of each one's shard."""
+        shard_of = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
+        order = np.argsort(np.ascontiguousarray(self._records["key"][: self._end]), kind="stable")
+        return self._records[order], shard_of[order]
 
 
 def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
@@ -315,21 +333,21 @@ def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
     class_lists = {classes for tar in tars for classes in tar.classes}
     if len(class_lists) > 1:
         raise FormatError(f"{names}: samples of different class lists: {', '.join(name for name, _ in class_lists)}")
-    pieces: list[np.ndarray] = []
+    table = _Table()
     splits: list[str | None] = []
     flows: list[tuple[str, dict[str, Any]]] = []
     for tar in tars:
         chosen = np.ones(len(tar.records), bool) if split is None else _of_split(tar, split)
-        pieces.append(tar.records[chosen])
+        table.add(tar.records[chosen])
         splits += [split] if split is not None else _splits_in(tar)
         for number in dict.fromkeys(tar.flow_of[chosen].tolist()):
             if number >= 0 and tar.flows[number] not in (known for _, known in flows):
                 key = tar.records["key"][chosen & (tar.flow_of == number)][0].decode()
                 flows.append((f"{tar.shard.name}: sample {key}", tar.flows[number]))
-    if not any(len(records) for records in pieces):
+    if not len(table):
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     files = tuple(tar.shard for tar in tars)
-    records, shard_of = _in_order(pieces)
+    records, shard_of = table.in_order()
     classes = _published(class_lists.pop()[1])
     return Samples(records, shard_of, files, classes, None, _unique(splits), tuple(flows), cache)
 
