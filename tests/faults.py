@@ -22,6 +22,7 @@ class Net:
         self.ranges = True
         self.fault: Fault = lambda path, asked: None
         self.bytes_a_second = 0  # as fast as it goes
+        self.connections = 0
         self.asked: Counter[tuple[str, str]] = Counter()  # by path and range
         self.sent: Counter[str] = Counter()  # bytes by path
         self.lock = threading.Lock()
@@ -50,6 +51,11 @@ def faulty_net(folder: Path) -> Iterator[Net]:
 class _Handler(BaseHTTPRequestHandler):
     net: Net
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        with self.net.lock:
+            self.net.connections += 1
+        super().setup()
 
     def do_GET(self) -> None:
         with suppress(OSError):

@@ -148,6 +148,13 @@ def test_datasets_that_are_none(net, monkeypatch):
         open_samples("http://user:secret@127.0.0.1:1/data")
 
 
+@pytest.mark.parametrize("shards", ["http://user:secret@{}/data", "http://user:secret@{}/data@0001", "http://{}/data/"])
+def test_urls_with_users_and_snapshots(net, shards):
+    samples = open_samples(shards.format(net.url.removeprefix("http://")), "train")
+    assert_same(samples)
+    assert "secret" not in samples[0].name
+
+
 def test_secrets_in_a_url_are_not_said():
     assert remote.shown("https://user:secret@host:1/a.tar?signature=x") == "https://host:1/a.tar"
 
@@ -161,11 +168,29 @@ def test_forked_workers_read_on_their_own(net):
     """The parent has connections and a thread for them, which a worker must not touch."""
     net.fault = once("cut")
     samples = trainable_samples(open_samples(f"{net.url}/data", "train"), "flow")
-    samples[0].read()
+    stop, read = threading.Event(), []
+
+    def reads_on() -> None:
+        while not stop.is_set():
+            read.append(samples[len(read) % 8].read() == HERE[len(read) % 8].read())
+
+    reader = threading.Thread(target=reads_on)
+    reader.start()
     wanted = views(HERE, 0)
     for workers in (0, 2):
         assert all((a == b).all() for a, b in zip(views(samples, workers), wanted, strict=True))
-    samples[1].read()
+    stop.set()
+    reader.join(60)
+    assert len(read) > 8
+    assert all(read)
+
+
+def test_connections_are_used_again(net):
+    samples = open_samples(f"{net.url}/data", "train")
+    net.connections = 0
+    for sample in samples:
+        sample.read((FLOW,))
+    assert net.connections <= 1
 
 
 def upload(bucket, folder):

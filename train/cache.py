@@ -79,12 +79,15 @@ class Cache:
     def fetch(self, shard: ShardFile) -> Path | None:
         """The path of a shard's copy, which is downloaded first where it is not there; None where it has no room.
 
-        Any number of threads and processes may call it at a time: one downloads, the others wait for it.
+        Any number of threads and processes may call it at a time: one downloads, the others wait for it. A shard that
+        lies on this machine is where it is.
 
         Raises:
             FormatError: the shard is shorter than it should be.
             OSError: it cannot be reached, or the folder cannot be written.
         """
+        if not shard.is_remote:
+            return Path(shard.place)
         path = self.path_of(shard)
         for _ in range(TRIES):  # a shard may be removed again before it is used
             try:

@@ -10,9 +10,9 @@ import logging
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -204,8 +204,32 @@ def download(url: str, size: int, descriptor: int) -> None:
         stop = min(start + PART_BYTES, size)
         _write(descriptor, read_ranges(url, [(start, stop)], lambda parts: parts[0]), start)
 
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(part, range(0, size, PART_BYTES)))
+    _do_all(part, range(0, size, PART_BYTES))
+
+
+def _do_all(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """Do the work for all items, some at a time, in threads that a process which ends does not wait for."""
+    left, lock = iter(items), threading.Lock()
+    errors: list[BaseException] = []
+
+    def do_some() -> None:
+        while not errors:
+            with lock:
+                item = next(left, None)
+            if item is None:
+                return
+            try:
+                work(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=do_some, daemon=True) for _ in range(AT_A_TIME)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _write(descriptor: int, content: bytes, start: int) -> None:

@@ -215,7 +215,7 @@ def open_samples(shards: str, split: str | None = None, cache: Cache | None = No
 def _folder_of(shards: str) -> tuple[str | None, str | None]:
     """The dataset and the snapshot's name that a user's words mean; None where they mean tars."""
     folder, _, name = shards.rpartition("@")
-    if "/" in name or not folder:  # an @ in a folder above, or of user@host
+    if not folder or "/" in name or urlsplit(folder).netloc != urlsplit(shards).netloc:  # of user@host, or further up
         folder, name = shards, ""
     if not remote.is_remote(shards):
         if Path(shards).is_dir():

@@ -25,6 +25,7 @@ import numpy as np
 from manifests.clip import membership_mask
 from manifests.index import (
     INDEX_SUFFIX,
+    INDEXES_AT_A_TIME,
     check_member,
     check_record,
     index_tar,
@@ -71,8 +72,10 @@ def indexed_tars(names: str, cache: Cache | None) -> list[IndexedTar]:
     except ValueError as error:  # unbalanced braces
         raise FormatError(f"{names}: {error}") from error
     places = sorted({place for name in expanded for place in _places(name)})
+    with ThreadPoolExecutor(INDEXES_AT_A_TIME) as pool:
+        shards = list(pool.map(_shard_at, places))
     with ThreadPoolExecutor(TARS_AT_A_TIME) as pool:
-        return list(pool.map(partial(_indexed, cache=cache), places))
+        return list(pool.map(partial(_indexed, cache=cache), shards))
 
 
 def _places(name: str) -> list[str]:
@@ -81,9 +84,8 @@ def _places(name: str) -> list[str]:
     return glob(name) or [name]  # noqa: PTH207 — a user's pattern may be absolute, which Path.glob refuses
 
 
-def _indexed(place: str, cache: Cache | None) -> IndexedTar:
-    shard = _shard_at(place)
-    words = [str(Path(place).resolve()) if not shard.is_remote else place, shard.bytes, shard.version]
+def _indexed(shard: ShardFile, cache: Cache | None) -> IndexedTar:
+    words = [shard.place if shard.is_remote else str(Path(shard.place).resolve()), shard.bytes, shard.version]
     name = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
     folder = _folder(cache)
     if folder is None:
