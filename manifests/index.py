@@ -159,7 +159,7 @@ def _records_of(samples: dict[str, dict[str, Member]], name: str) -> np.ndarray:
                 record[f"{stem}_sha256"] = np.frombuffer(members[member].sha256, np.uint8)
         record["rgb_frames"] = metadata["rgb"]["frames"]
         record["flow_frames"] = metadata["flow"]["frames"] if metadata["flow"] else 0
-        _check_record(record, metadata, f"{name}: sample {key!r}")
+        check_record(record, metadata, f"{name}: sample {key!r}")
     return records
 
 
@@ -179,7 +179,7 @@ def _require_end_of_archive(file: BinaryIO, end: int, name: str) -> None:
         raise FormatError(f"{name}: truncated, the end-of-archive mark is missing")
 
 
-def _check_record(record: np.void, metadata: dict[str, Any], name: str) -> None:
+def check_record(record: np.void, metadata: dict[str, Any], name: str) -> None:
     """Raise `FormatError` when metadata and members of a sample contradict each other."""
     for stem in ("rgb", "flow"):
         said = metadata[stem]["sha256"] if metadata[stem] else None
@@ -326,6 +326,11 @@ def snapshot_from_json(value: dict[str, Any], name: str) -> Snapshot:
     for shard in snapshot.shards:
         if not isinstance(shard.path, str) or not SHARD_PATH.fullmatch(shard.path):
             raise FormatError(f"{name}: {shard.path!r} is no shard's path")
+        numbers, checksums = (shard.samples, shard.bytes), (shard.sha256, shard.index_sha256)
+        if not all(type(n) is int and n >= 0 for n in numbers) or not all(isinstance(c, str) for c in checksums):
+            raise FormatError(
+                f"{name}: {shard.path} is said to have {numbers} samples and bytes, checksums {checksums}"
+            )
         if shard.path.split("/")[1] != shard.group:
             raise FormatError(f"{name}: {shard.path} is said to be of group {shard.group!r}")
     return snapshot
@@ -340,9 +345,12 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
     sha256 = None
     if name is None:
         root = folder / ROOT
-        if not root.exists():
+        try:
+            value = _json_object(root.read_bytes(), root)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        value = _read_json(root)
+        except OSError as error:
+            raise FormatError(f"{root}: cannot be read: {error}") from error
         number = value.get("snapshot")
         if value.get("format") != FORMAT or not (isinstance(number, str) and SNAPSHOT_NAME.fullmatch(number)):
             raise FormatError(f"{root}: not the root of a dataset")
@@ -350,16 +358,27 @@ def read_snapshot(folder: Path, name: str | None = None) -> Snapshot | None:
     if not SNAPSHOT_NAME.fullmatch(name):
         raise FormatError(f"{folder}: {name!r} is no snapshot's name, such as 0001")
     path = folder / "snapshots" / name / "snapshot.json"
-    if not path.exists():
-        there = ", ".join(sorted(file.parent.name for file in folder.glob("snapshots/*/snapshot.json")))
-        raise FormatError(f"{folder}: no snapshot {name}; there are {there or 'none'}")
-    value = _read_json(path)
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(f"{folder}: no snapshot {name}{_others(folder)}") from None
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error}") from error
+    value = _json_object(content, path)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise FormatError(f"{path}: not the bytes that {ROOT} names (checksum {sha256})")
     snapshot = snapshot_from_json(value, str(path))
     if snapshot.name != name:
         raise FormatError(f"{path}: says that it is snapshot {snapshot.name!r}")
     return snapshot
+
+
+def _others(folder: Path) -> str:
+    try:
+        there = ", ".join(sorted(file.parent.name for file in folder.glob("snapshots/*/snapshot.json")))
+    except OSError:  # as a web server, which does not list what it holds
+        return ""
+    return f"; there are {there or 'none'}"
 
 
 def root_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -384,16 +403,46 @@ def read_index(folder: Path, shard: Shard) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error}") from error
+    return checked_index(content, shard, str(path))
+
+
+def checked_index(content: bytes, shard: Shard, name: str) -> np.ndarray:
+    """The index of a shard from its bytes; `FormatError` where they are not those that the snapshot names."""
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise FormatError(f"{path}: not the bytes that the snapshot names (checksum {shard.index_sha256})")
-    records = read_records(content, str(path))
+        raise FormatError(f"{name}: not the bytes that the snapshot names (checksum {shard.index_sha256})")
+    records = read_records(content, name)
     if len(records) != shard.samples:
-        raise FormatError(f"{path}: {len(records)} samples, the snapshot says {shard.samples}")
+        raise FormatError(f"{name}: {len(records)} samples, the snapshot says {shard.samples}")
+    require_inside(records, shard.bytes, name)
+    return records
+
+
+def require_inside(records: np.ndarray, size: int, name: str) -> None:
+    """Raise `FormatError` where an index names bytes that a shard of `size` bytes does not have."""
     for stem in ("rgb", "flow", "json"):
         lengths, offsets = records[f"{stem}_length"], records[f"{stem}_offset"]
-        if ((lengths > shard.bytes) | (offsets > shard.bytes - np.minimum(lengths, shard.bytes))).any():
-            raise FormatError(f"{path}: {stem} of a sample lies behind the end of its shard")
-    return records
+        if ((lengths > size) | (offsets > size - np.minimum(lengths, size))).any():
+            raise FormatError(f"{name}: {stem} of a sample lies behind the end of its shard")
+
+
+def member_ranges(record: np.void, wanted: Sequence[str] = MEMBERS) -> dict[str, tuple[int, int]]:
+    """Where those of the `wanted` members that a sample has begin and end in its shard, in bytes."""
+    ranges = {}
+    for member in wanted:
+        stem = member.split(".")[0]
+        start, length = int(record[f"{stem}_offset"]), int(record[f"{stem}_length"])
+        if length:
+            ranges[member] = start, start + length
+    return ranges
+
+
+def check_member(record: np.void, member: str, content: bytes) -> None:
+    """Raise `FormatError` where a member of a sample is not of the length and the bytes that its index says."""
+    stem, key = member.split(".")[0], record["key"].decode("ascii")
+    if len(content) < int(record[f"{stem}_length"]):
+        raise FormatError(f"truncated inside {key}.{member}")
+    if hashlib.sha256(content).digest() != record[f"{stem}_sha256"].tobytes():
+        raise FormatError(f"{key}.{member} holds other bytes than the index says")
 
 
 def read_members(shard: BinaryIO, record: np.void, wanted: Sequence[str] = MEMBERS) -> dict[str, bytes]:
@@ -403,17 +452,10 @@ def read_members(shard: BinaryIO, record: np.void, wanted: Sequence[str] = MEMBE
         FormatError: the shard ends before the sample does, or holds other bytes than its index says.
     """
     members = {}
-    key = record["key"].decode("ascii")
-    for member in wanted:
-        stem = member.split(".")[0]
-        length = int(record[f"{stem}_length"])
-        if length:
-            shard.seek(int(record[f"{stem}_offset"]))
-            members[member] = shard.read(length)
-            if len(members[member]) != length:
-                raise FormatError(f"truncated inside {key}.{member}")
-            if hashlib.sha256(members[member]).digest() != record[f"{stem}_sha256"].tobytes():
-                raise FormatError(f"{key}.{member} holds other bytes than the index says")
+    for member, (start, stop) in member_ranges(record, wanted).items():
+        shard.seek(start)
+        members[member] = shard.read(stop - start)
+        check_member(record, member, members[member])
     return members
 
 
@@ -425,10 +467,10 @@ def published_keys(folder: Path, snapshot: Snapshot) -> Iterator[str]:
                 yield key.decode("ascii")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _json_object(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object")

@@ -30,7 +30,7 @@ import fsspec
 from manifests.files import in_bucket, write_file
 from manifests.folders import VIDEO_SUFFIXES
 from manifests.index import KEY
-from pipeline.storage import open_download
+from manifests.storage import open_download
 
 PREFIX = "tar:"
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

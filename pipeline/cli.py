@@ -19,6 +19,7 @@ from manifests.index import read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.lists import ListError
 from manifests.sample import FlowCoding, FormatError
+from manifests.storage import open_output, open_path
 from pipeline import turns
 from pipeline.dataset_commands import COMMANDS, Location, print_totals
 from pipeline.estimate import estimate, lines, to_json
@@ -27,7 +28,6 @@ from pipeline.job import TooManyFailures
 from pipeline.ledger import RETRYABLE, read_entries
 from pipeline.run import Plan, SpecificationChanged, make_plan, run
 from pipeline.runners import beam_options, fetching_processes, flow_hints
-from pipeline.storage import open_output, open_path
 from pipeline.video import flow_coding
 from pipeline.youtube import check_proxy, preflight
 

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from manifests.clip import Clip
 from manifests.files import in_bucket
 from manifests.folders import VIDEO_SUFFIXES
+from manifests.storage import BUCKETS, open_path
 from pipeline import archives, turns
 from pipeline.archives import ArchiveSource, archive_source
 from pipeline.ledger import AGAIN, PERMANENT, REASONS
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, run_child
 from pipeline.remote import FetchError, NoRanges, RemoteVideo
-from pipeline.storage import BUCKETS, open_path
 from pipeline.stored import PREFIX, DatasetSource, StoredSample, dataset_source, read_stored
 from pipeline.video import VideoError, read_ahead
 from pipeline.youtube import JAVASCRIPT_RUNTIMES, format_arguments, reason_of, without_credentials

@@ -15,6 +15,7 @@ from manifests.files import in_bucket
 from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
 from manifests.sample import FlowCoding, RgbCoding, Specification, differences
+from manifests.storage import open_path
 from pipeline.archives import ArchiveSource, to_read
 from pipeline.fetch import FolderSource, Source, UrlSource, forget_refusals
 from pipeline.generations import finish_interrupted
@@ -24,7 +25,6 @@ from pipeline.ledger import WITHDRAWN, is_due, read_reasons, record_rejected
 from pipeline.prep import prepare
 from pipeline.progress import shown_progress
 from pipeline.runners import DATAFLOW, is_dataflow
-from pipeline.storage import open_path
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"

@@ -25,7 +25,7 @@ from manifests.index import (
 )
 from manifests.lists import Listing
 from manifests.sample import METADATA, MINIMUM_FRAMES, RGB, FormatError, RgbCoding
-from pipeline.storage import open_output
+from manifests.storage import open_output
 from pipeline.video import SourceVideo, StoredRgb, VideoError, stored_shape
 
 PREFIX = "dataset:"

@@ -166,7 +166,7 @@ OPEN = """
 import sys, time
 from train.stream import open_samples
 started = time.perf_counter()
-assert len(open_samples(sys.argv[1], "train").samples) == int(sys.argv[2])
+assert len(open_samples(sys.argv[1], "train")) == int(sys.argv[2])
 print(time.perf_counter() - started)
 """
 RUN = """

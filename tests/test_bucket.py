@@ -5,10 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from manifests.storage import open_output, open_path
 from pipeline import lease
 from pipeline.cli import main
 from pipeline.lease import LeaseHeld, LeaseLost
-from pipeline.storage import open_output, open_path
 
 LIST = "label,youtube_id,time_start,time_end,split\nyoga,AAAAAAAAAAA,0,1,val\nzumba,BBBBBBBBBBB,0,1,val\n"
 

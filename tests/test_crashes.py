@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from manifests.index import read_snapshot
+from manifests.storage import open_output
 from pipeline import lease, steps
 from pipeline.cli import main
-from pipeline.storage import open_output
 from tests.crashes import PROGRAM, FailingStorage, Place, SilentServer, counting_flow, serving, wait_for
 
 LIST = (

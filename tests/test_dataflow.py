@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from click.testing import CliRunner
 
+from manifests.storage import open_output, open_path
 from pipeline import lease, steps
 from pipeline.cli import main
 from pipeline.fetch import parse_source
@@ -20,7 +21,6 @@ from pipeline.job import TooManyFailures
 from pipeline.lease import LeaseLost
 from pipeline.ledger import Outcome
 from pipeline.run import make_plan
-from pipeline.storage import open_output, open_path
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "example.org/kinetics-prep:1"

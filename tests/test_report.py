@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from manifests.clip import file_clip, youtube_clip
 from manifests.index import published_keys, read_snapshot
 from manifests.lists import Listing, Rejected, read_lists
+from manifests.storage import open_output
 from pipeline.cli import main
 from pipeline.ledger import Outcome, record_outcomes, record_rejected, record_withdrawn
 from pipeline.report import duration_counts, write_report
-from pipeline.storage import open_output
 
 STORED = {"frames": 250, "duplicated": 0, "dropped": 0, "rgb_bytes": 1000, "flow_bytes": 500}
 

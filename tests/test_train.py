@@ -356,7 +356,7 @@ def test_a_damaged_sample_or_checkpoint_is_named(demo, train, tmp_path):
     train("--steps", 1, shards=copy)
     (shard,) = (copy / "shards" / "train").glob("*.tar")
     content = bytearray(shard.read_bytes())
-    sample = open_samples(str(copy), "train").samples[3]
+    sample = open_samples(str(copy), "train")[3]
     content[int(sample.record["flow_offset"]) + 100] ^= 255
     shard.write_bytes(content)
     for workers in (0, 1):

@@ -133,7 +133,7 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
     """The results; `FormatError` for the first clip that cannot be read or decoded."""
     for result in results:
         if isinstance(result, Bad):
-            raise FormatError(f"{result.shard}: sample {result.key}: {result.message}")
+            raise FormatError(result.message)
         yield result
 
 

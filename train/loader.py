@@ -113,7 +113,7 @@ class _Windows(Dataset):
             video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
             return training_window(video, self.stream, view, self.crop)
         except (FormatError, VideoError, ValueError) as error:
-            return Bad(sample.key, str(sample.shard), str(error))
+            return _bad(sample, error)
 
 
 class _WholeClips(Dataset):
@@ -129,13 +129,19 @@ class _WholeClips(Dataset):
             metadata = read_json(members)
             pixels = {stream: self._decoded(members, stream) for stream in self.streams}
         except (FormatError, VideoError, ValueError) as error:
-            return Bad(sample.key, str(sample.shard), str(error))
+            return _bad(sample, error)
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
 
     def _decoded(self, members: dict[str, bytes], stream: Stream) -> Tensor:
         if MEMBER_OF[stream] not in members:
-            raise FormatError(f"no {stream}: prepared with --flow none?")
+            raise ValueError(f"no {stream}: prepared with --flow none?")
         return torch.from_numpy(whole_clip(members[MEMBER_OF[stream]], stream, self.crop, self.frames))
+
+
+def _bad(sample: Sample, error: Exception) -> Bad:
+    # An error of reading names shard and sample already, one of decoding knows neither.
+    message = str(error) if isinstance(error, FormatError) else f"{sample.name}: {error}"
+    return Bad(sample.key, sample.shard.name, message)
 
 
 def _loaded(dataset: Dataset, indices: Sequence[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:

@@ -47,10 +47,9 @@ class Quarantine:
             lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in self._bad.values())
             write_file(self._file, "".join(lines).encode())
         if news and len(self._bad) > self._maximum:
-            last = news[-1]
             raise TooManyBad(
                 f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {self._file} names them, "
-                f"the last is {last.key} in {last.shard}: {last.message}"
+                f"the last: {news[-1].message}"
             )
 
 

@@ -84,11 +84,11 @@ class Session:
 def identity(samples: Samples) -> dict[str, Any]:
     """What names a set of samples: the same keys, frames and classes give the same."""
     digest = hashlib.sha256()
-    for sample in samples:
-        record = sample.record
-        frames = f"{record['rgb_frames']} {record['flow_frames']}"
-        checksums = record["rgb_sha256"].tobytes().hex() + record["flow_sha256"].tobytes().hex()
-        digest.update(f"{sample.key} {record['class_index']} {frames} {checksums}\n".encode())
+    records = samples.records
+    for key in records["key"].tolist():
+        digest.update(key + b"\n")  # not the field's bytes, whose width is that of the longest key of more samples
+    for field in ("class_index", "rgb_frames", "flow_frames", "rgb_sha256", "flow_sha256"):
+        digest.update(records[field].tobytes())
     classes = samples.classes
     return {
         "samples": len(samples),

@@ -1,62 +1,151 @@
-"""Samples of a dataset, found by what a user types and read by their offsets."""
+"""Samples of a dataset, found by what a user types and read by their offsets, here or from afar."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from glob import glob
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
-import braceexpand
 import numpy as np
 
 from manifests.classes import PUBLISHED, ClassList, published_classes
 from manifests.clip import MEMBERSHIPS, membership_mask, memberships_of
-from manifests.index import MEMBERS, NO_CLASS, Shard, index_tar, read_index, read_members, read_snapshot
+from manifests.index import (
+    INDEXES_AT_A_TIME,
+    MEMBERS,
+    NO_CLASS,
+    Shard,
+    Snapshot,
+    check_member,
+    checked_index,
+    member_ranges,
+    read_index,
+    read_members,
+    read_snapshot,
+    record_dtype,
+)
 from manifests.sample import METADATA, FormatError, differences, flow_meaning
 from model import Stream
+from train import remote
+from train.cache import Cache, ShardFile
+from train.tars import IndexedTar, indexed_tars
 
 
 class Sample(NamedTuple):
     """Where one sample lies."""
 
     key: str
-    shard: Path
+    shard: ShardFile
     record: np.void  # `manifests.index.record_dtype`
+    cache: Cache | None = None
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.shard}: sample {self.key}"
+        return f"{self.shard.name}: sample {self.key}"
 
     def read(self, wanted: Sequence[str] = MEMBERS) -> dict[str, bytes]:
         """Those of the `wanted` members that the sample has, checked against the index.
 
         Raises:
-            FormatError: the shard is missing, truncated, or holds other bytes; the message names it.
+            FormatError: the shard is truncated or holds other bytes, read again, too; the message names it.
+            OSError: the shard is not there or cannot be reached in spite of all patience.
         """
         try:
-            with self.shard.open("rb") as file:
-                return read_members(file, self.record, wanted)
-        except (OSError, FormatError) as error:
-            raise FormatError(f"{self.shard}: {error}") from error
+            return self._read_remote(wanted) if self.shard.is_remote else self._read_local(wanted)
+        except FormatError as error:
+            raise FormatError(f"{self.shard.name}: {error}") from error
+
+    def _read_local(self, wanted: Sequence[str]) -> dict[str, bytes]:
+        path = Path(self.shard.place)
+        try:
+            return _members_in(path, self.record, wanted)
+        except FormatError:
+            return _members_in(path, self.record, wanted)  # a folder may be of another machine
+
+    def _read_remote(self, wanted: Sequence[str]) -> dict[str, bytes]:
+        cached = self._read_cached(wanted)
+        if cached is not None:
+            return cached
+        ranges = member_ranges(self.record, wanted)
+
+        def check(contents: list[bytes]) -> dict[str, bytes]:
+            members = dict(zip(ranges, contents, strict=True))
+            for member, content in members.items():
+                check_member(self.record, member, content)
+            return members
+
+        members = remote.read_ranges(self.shard.place, list(ranges.values()), check)
+        if self.cache is not None:
+            self.cache.discard(self.shard)  # there is none, or a damaged one, since the bytes themselves are good
+        return members
+
+    def _read_cached(self, wanted: Sequence[str]) -> dict[str, bytes] | None:
+        """Members from the node's copy of the shard; None where there is no room for one or it is damaged."""
+        if self.cache is None:
+            return None
+        for _ in range(2):  # it may be removed before it is opened
+            try:
+                path = self.cache.fetch(self.shard)
+                return None if path is None else _members_in(path, self.record, wanted)
+            except FormatError:
+                return None
+            except FileNotFoundError as error:
+                if isinstance(error, remote.Unreachable) or self.cache.path_of(self.shard).exists():
+                    raise
+        return None
 
 
-@dataclass(frozen=True)
+def _members_in(path: Path, record: np.void, wanted: Sequence[str]) -> dict[str, bytes]:
+    with path.open("rb") as file:
+        return read_members(file, record, wanted)
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """The samples that a user's words name, in the order of their keys, and the class list that indices mean."""
+    """The samples that a user's words name, in the order of their keys, and the class list that indices mean.
 
-    samples: tuple[Sample, ...]
+    A sample is a record, not an object: worker processes share the arrays, whose pages nobody writes to.
+
+    Attributes:
+        records: [N] of `manifests.index.record_dtype`, of the longest key.
+        shard_of: [N] int32, the number of each sample's shard in `shards`.
+        shards: the files that hold them, and perhaps more.
+        classes: what class indices mean; None where it is not known.
+        snapshot: name of the dataset's snapshot; None for tars.
+        splits: that was asked for, else those of the samples, each once.
+        flows: each `flow_meaning` there is, and whose it is.
+        cache: where shards from afar are kept on this node.
+    """
+
+    records: np.ndarray
+    shard_of: np.ndarray
+    shards: tuple[ShardFile, ...]
     classes: ClassList | None
     snapshot: str | None
-    splits: tuple[str | None, ...]  # that was asked for, else those of the samples, each once
-    flows: tuple[tuple[str, dict[str, Any]], ...]  # each `flow_meaning` there is, and whose it is
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self.samples)
+    splits: tuple[str | None, ...]
+    flows: tuple[tuple[str, dict[str, Any]], ...]
+    cache: Cache | None = None
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> Sample:
+        record = self.records[number]
+        return Sample(record["key"].decode("ascii"), self.shards[self.shard_of[number]], record, self.cache)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def take(self, numbers: np.ndarray | Sequence[int]) -> "Samples":
+        """Those of the given numbers, in that order, or those where a [N] array of bool is true."""
+        chosen = np.asarray(numbers)
+        if chosen.dtype != bool:
+            chosen = chosen.astype(np.intp)
+        return replace(self, records=self.records[chosen], shard_of=self.shard_of[chosen])
 
     def require_one_flow(self, others: "Samples | None" = None) -> None:
         """Raise `FormatError` where the flow of these samples, and of `others`, was made in different ways."""
@@ -71,76 +160,136 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
 
     Raises:
         FormatError: several splits at once, none with a label, a class list that is unknown, a sample without
-            `stream`, or flow that was made in several ways.
+            `stream`, two samples of one key, or flow that was made in several ways.
     """
-    first = samples.samples[0]
+    first = samples[0].shard.name
     if len(samples.splits) > 1:
         there = ", ".join(sorted(split or "(none)" for split in samples.splits))
-        raise FormatError(f"{first.shard.parent}: samples of several splits ({there}): choose one with --split")
+        raise FormatError(f"{first.rpartition('/')[0]}: samples of several splits ({there}): choose one with --split")
     if samples.classes is None:
-        raise FormatError(f"{first.shard}: a tar does not hold its own class list: name the dataset's folder")
+        raise FormatError(f"{first}: a tar does not hold its own class list: name the dataset's folder")
     if stream == "flow":
         samples.require_one_flow()
-    labelled = [sample for sample in samples if sample.record["class_index"] != NO_CLASS]
-    if not labelled:
-        raise FormatError(f"{first.shard}: none of the {len(samples)} samples has a label")
-    for sample in labelled:
-        if not sample.record[f"{stream}_frames"]:
-            raise FormatError(f"{sample.name} has no {stream}: prepared with --flow none?")
-        if sample.record["class_index"] >= len(samples.classes.labels):
-            raise FormatError(
-                f"{sample.name} has class {sample.record['class_index']}, "
-                f"{samples.classes.name} has {len(samples.classes.labels)}"
-            )
-    return replace(samples, samples=tuple(labelled))
+    has_label = samples.records["class_index"] != NO_CLASS
+    labelled = samples if has_label.all() else samples.take(has_label)
+    if not len(labelled):
+        raise FormatError(f"{first}: none of the {len(samples)} samples has a label")
+    lacking = np.flatnonzero(labelled.records[f"{stream}_frames"] == 0)
+    if len(lacking):
+        raise FormatError(f"{labelled[lacking[0]].name} has no {stream}: prepared with --flow none?")
+    keys = labelled.records["key"]
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(twice):
+        raise FormatError(f"{labelled[twice[0]].name} stands in {labelled[twice[0] + 1].shard.name}, too")
+    classes = labelled.records["class_index"]
+    wrong = np.flatnonzero((classes < 0) | (classes >= len(samples.classes.labels)))
+    if len(wrong):
+        raise FormatError(
+            f"{labelled[wrong[0]].name} has class {classes[wrong[0]]}, "
+            f"{samples.classes.name} has {len(samples.classes.labels)}"
+        )
+    return labelled
 
 
-def open_samples(shards: str, split: str | None = None) -> Samples:
+def open_samples(shards: str, split: str | None = None, cache: Cache | None = None) -> Samples:
     """Find samples.
 
     Args:
-        shards: a dataset's folder, `DIR` or `DIR@SNAPSHOT`, or names of tar files with braces and globs.
+        shards: a dataset, `DIR` or `DIR@SNAPSHOT`, or names of tar files with braces and globs; a path or a URL of
+            http://, https://, gs://, s3://. A URL whose last part ends in .tar or has braces or wildcards names tars.
         split: take only this split, `train1` or another of `manifests.clip.MEMBERSHIPS` where splits overlap.
+        cache: keep whole shards of URLs there, and read them from there.
 
     Raises:
         FormatError: nothing there, a damaged index or shard, or no sample of that split.
+        ValueError: a cache that is too small.
+        OSError: a place that cannot be reached, or a cache that cannot be written.
     """
-    folder, _, name = shards.partition("@")
-    if Path(shards).is_dir():
+    folder, name = _folder_of(shards)
+    samples = _of_tars(shards, split, cache) if folder is None else _of_dataset(folder, name, split, cache)
+    if cache is not None:
+        cache.require_room(samples.shards)
+    return samples
+
+
+def _folder_of(shards: str) -> tuple[str | None, str | None]:
+    """The dataset and the snapshot's name that a user's words mean; None where they mean tars."""
+    folder, _, name = shards.rpartition("@")
+    if not folder or "/" in name or urlsplit(folder).netloc != urlsplit(shards).netloc:  # of user@host, or further up
         folder, name = shards, ""
-    if Path(folder).is_dir():
-        return _of_dataset(Path(folder), name or None, split)
-    return _of_tars(shards, split)
+    if not remote.is_remote(shards):
+        if Path(shards).is_dir():
+            return shards, None
+        return (folder, name or None) if Path(folder).is_dir() else (None, None)
+    last = urlsplit(shards).path.rpartition("/")[2]
+    if last.endswith(".tar") or any(character in last for character in "{*[") or urlsplit(shards).query:
+        return None, None
+    return folder.rstrip("/"), name or None
 
 
-def _of_dataset(folder: Path, name: str | None, split: str | None) -> Samples:
-    snapshot = read_snapshot(folder, name)
-    if snapshot is None:
-        raise FormatError(f"{folder}: no dataset is published there (there is no index.json)")
+def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | None) -> Samples:
+    afar = remote.is_remote(place)
+    folder = cast(Path, remote.RemoteFolder(place)) if afar else Path(place)
+    snapshot = _snapshot_of(folder, name, afar)
     bit = membership_mask([split]) if split in MEMBERSHIPS else 0
-    samples: list[Sample] = []
+    chosen = [shard for shard in snapshot.shards if split is None or shard.split == split or bit]
+    files: list[ShardFile] = []
+    table = _Table()
     splits: list[str | None] = []
-    for shard in snapshot.shards:
-        if not (split is None or shard.split == split or bit):
-            continue
-        path = folder / shard.path
-        size = path.stat().st_size if path.exists() else None
-        if size != shard.bytes:
-            found = "missing" if size is None else f"{size} bytes"
-            raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
-        records = read_index(folder, shard)
+    for shard, found in zip(chosen, _indexes_of(folder, chosen, afar), strict=True):
+        records = found
         if split is not None and shard.split != split:
-            records = records[records["memberships"] & bit != 0]
-        samples += [Sample(record["key"].decode(), path, record) for record in records]
+            records = found[found["memberships"] & bit != 0]
+        path = f"{place}/{shard.path}" if afar else str(folder / shard.path)
+        files.append(ShardFile(path, shard.bytes, shard.sha256))
+        table.add(records)
         splits += [split] if split is not None else _splits_of(shard, records)
-    if not samples:
-        every = (name for shard in snapshot.shards for name in _splits_of(shard, read_index(folder, shard)))
-        there = sorted({name or "(none)" for name in every})
+    if not len(table):
+        every = zip(snapshot.shards, _indexes_of(folder, snapshot.shards, afar), strict=True)
+        there = sorted({name or "(none)" for shard, records in every for name in _splits_of(shard, records)})
         raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
-    samples.sort(key=lambda sample: sample.key)
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
-    return Samples(tuple(samples), snapshot.classes, snapshot.name, _unique(splits), flows)
+    records, shard_of = table.in_order()
+    return Samples(records, shard_of, tuple(files), snapshot.classes, snapshot.name, _unique(splits), flows, cache)
+
+
+def _snapshot_of(folder: Path, name: str | None, afar: bool) -> Snapshot:
+    def read() -> Snapshot | None:
+        return read_snapshot(folder, name)
+
+    snapshot = remote.patiently(str(folder), read, remote.OPENING_SECONDS) if afar else read()
+    if snapshot is None:
+        raise FormatError(f"{folder}: no dataset is published there (there is no index.json)")
+    return snapshot
+
+
+def _indexes_of(folder: Path, shards: Sequence[Shard], afar: bool) -> Iterator[np.ndarray]:
+    if not afar:
+        yield from (_index_here(folder, shard) for shard in shards)
+        return
+    with ThreadPoolExecutor(INDEXES_AT_A_TIME) as pool:
+        yield from pool.map(partial(_index_afar, folder), shards)
+
+
+def _index_here(folder: Path, shard: Shard) -> np.ndarray:
+    path = folder / shard.path
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        size = None
+    if size != shard.bytes:
+        found = "missing" if size is None else f"{size} bytes"
+        raise FormatError(f"{path}: {found}, the snapshot says {shard.bytes} bytes: truncated or replaced")
+    return read_index(folder, shard)
+
+
+def _index_afar(folder: Path, shard: Shard) -> np.ndarray:
+    path = cast(remote.RemoteFolder, folder) / shard.index_path
+    try:
+        return remote.read_whole(path.url, lambda content: checked_index(content, shard, str(path)))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: missing, the snapshot names it") from error
 
 
 def _splits_of(shard: Shard, records: np.ndarray) -> list[str | None]:
@@ -149,44 +298,73 @@ def _splits_of(shard: Shard, records: np.ndarray) -> list[str | None]:
     return [name for mask in masks for name in memberships_of(mask) or (shard.split,)]
 
 
-def _of_tars(names: str, split: str | None) -> Samples:
-    try:
-        paths = sorted({path for name in braceexpand.braceexpand(names) for path in _glob(name)})
-    except ValueError as error:  # unbalanced braces
-        raise FormatError(f"{names}: {error}") from error
-    samples: list[Sample] = []
-    splits: list[str | None] = []
-    class_lists: set[tuple[str, str]] = set()
-    flows: list[tuple[str, dict[str, Any]]] = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise FormatError(f"{path}: neither a dataset's folder nor a tar file that is there")
-        with path.open("rb") as file:
-            records = index_tar(file, str(path))
-        for record in records:
-            sample = Sample(record["key"].decode(), path, record)
-            metadata = read_json(sample.read())
-            class_lists.add((metadata["classes"]["name"], metadata["classes"]["sha256"]))
-            if split is None or split == metadata["split"] or split in metadata["memberships"]:
-                samples.append(sample)
-                splits += [split] if split is not None else metadata["memberships"] or [metadata["split"]]
-                flow = flow_meaning(metadata["flow"])
-                if flow is not None and flow not in (known for _, known in flows):
-                    flows.append((sample.name, flow))
+class _Table:
+    """Records, gathered one shard after the other into one array, so that little memory is left in pieces."""
+
+    def __init__(self) -> None:
+        self._records = np.empty(1024, record_dtype(1))
+        self._sizes: list[int] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end
+
+    def add(self, records: np.ndarray) -> None:
+        """The records of the next shard, which may be none."""
+        key_length = max(array.dtype["key"].itemsize for array in (self._records, records))
+        self._sizes.append(len(records))
+        end = self._end + len(records)
+        if end > len(self._records) or key_length > self._records.dtype["key"].itemsize:
+            larger = np.empty(max(end, 2 * len(self._records)), record_dtype(key_length))
+            larger[: self._end] = self._records[: self._end]
+            self._records = larger
+        self._records[self._end : end] = records
+        self._end = end
+
+    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """All records in the order of their keys, and the number of each one's shard."""
+        shard_of = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
+        order = np.argsort(np.ascontiguousarray(self._records["key"][: self._end]), kind="stable")
+        return self._records[order], shard_of[order]
+
+
+def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
+    tars = indexed_tars(names, cache)
+    class_lists = {classes for tar in tars for classes in tar.classes}
     if len(class_lists) > 1:
         raise FormatError(f"{names}: samples of different class lists: {', '.join(name for name, _ in class_lists)}")
-    if not samples:
+    table = _Table()
+    splits: list[str | None] = []
+    flows: list[tuple[str, dict[str, Any]]] = []
+    for tar in tars:
+        chosen = np.ones(len(tar.records), bool) if split is None else _of_split(tar, split)
+        table.add(tar.records[chosen])
+        splits += [split] if split is not None else _splits_in(tar)
+        for number in dict.fromkeys(tar.flow_of[chosen].tolist()):
+            if number >= 0 and tar.flows[number] not in (known for _, known in flows):
+                key = tar.records["key"][chosen & (tar.flow_of == number)][0].decode()
+                flows.append((f"{tar.shard.name}: sample {key}", tar.flows[number]))
+    if not len(table):
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
-    samples.sort(key=lambda sample: sample.key)
-    return Samples(tuple(samples), _published(class_lists.pop()[1]), None, _unique(splits), tuple(flows))
+    files = tuple(tar.shard for tar in tars)
+    records, shard_of = table.in_order()
+    classes = _published(class_lists.pop()[1])
+    return Samples(records, shard_of, files, classes, None, _unique(splits), tuple(flows), cache)
+
+
+def _of_split(tar: IndexedTar, split: str) -> np.ndarray:
+    number = tar.splits.index(split) if split in tar.splits else -1
+    bit = membership_mask([split]) if split in MEMBERSHIPS else 0
+    return np.asarray((tar.split_of == number) | (tar.records["memberships"] & bit != 0))
+
+
+def _splits_in(tar: IndexedTar) -> list[str | None]:
+    pairs = dict.fromkeys(zip(tar.split_of.tolist(), tar.records["memberships"].tolist(), strict=True))
+    return [name for split, mask in pairs for name in memberships_of(mask) or (tar.splits[split],)]
 
 
 def _unique(splits: Iterable[str | None]) -> tuple[str | None, ...]:
     return tuple(dict.fromkeys(splits))
-
-
-def _glob(pattern: str) -> list[str]:
-    return glob(pattern) or [pattern]  # noqa: PTH207 — a user's pattern may be absolute, which Path.glob refuses
 
 
 def _published(sha256: str) -> ClassList | None:

@@ -27,7 +27,7 @@ def open_path(text: str) -> Path:
         raise ValueError(f"{text!r}: neither a path nor a URL that starts with gs:// or s3://")
     if not parts.netloc or not parts.path.strip("/"):
         raise ValueError(f"{text!r}: wants a name below the bucket, such as {parts.scheme}://bucket/k400")
-    return cast(Path, UPath(text.rstrip("/"), **_options(parts.scheme)))
+    return cast(Path, UPath(text.rstrip("/"), **store_options(parts.scheme)))
 
 
 def open_download(text: str) -> Path:
@@ -52,7 +52,8 @@ def open_output(text: str) -> Path:
     return open_path(text) if "://" in text else Path(text).resolve()
 
 
-def _options(scheme: str) -> dict[str, Any]:
+def store_options(scheme: str) -> dict[str, Any]:
+    """Options of the file system that reads buckets of a scheme, "gs" or "s3"."""
     # Others write there at the same time, so what a listing said a moment ago counts for nothing.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
