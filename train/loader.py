@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from manifests.sample import FormatError
 from model import Stream
 from pipeline.video import VideoError
+from train.clock import Clock
 from train.decode import MEMBER_OF, training_window, whole_clip
 from train.plan import Plan, View
 from train.stream import Sample, Samples, read_json
@@ -24,14 +25,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Batch(NamedTuple):
-    """One step's samples: pixels [B, T, crop, crop, C] uint8 and class indices [B] int64."""
+    """One step's samples: pixels [B, T, rows, crop] uint8, class indices [B] int64, and what the time went to."""
 
     pixels: Tensor
     labels: Tensor
+    clock: Clock
 
 
 class Clip(NamedTuple):
-    """A whole clip: pixels of each stream, [T, crop, crop, C] uint8, and what its metadata says."""
+    """A whole clip: pixels of each stream, [T, rows, crop] uint8, and what its metadata says."""
 
     sample: Sample
     label: str | None
@@ -75,20 +77,24 @@ class _Windows(Dataset):
         self.samples, self.stream, self.plan, self.crop = samples.samples, stream, plan, crop
 
     def __getitem__(self, step: int) -> Batch | FormatError:
+        clock = Clock()
         views = self.plan.batch(step)
         try:
-            pixels = np.stack([self._decoded(view) for view in views])
+            windows = [torch.from_numpy(self._decoded(view, clock)) for view in views]
         except FormatError as error:
             return error
         labels = [int(self.samples[view.sample].record["class_index"]) for view in views]
-        return Batch(torch.from_numpy(pixels), torch.tensor(labels))
+        pixels = default_collate(windows)  # in a worker, into memory that the trainer shares
+        clock.lap("augment")
+        return Batch(pixels, torch.tensor(labels), clock)
 
-    def _decoded(self, view: View) -> np.ndarray:
+    def _decoded(self, view: View, clock: Clock) -> np.ndarray:
         sample = self.samples[view.sample]
         video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
-        clip_frames = int(self.plan.clip_frames[view.sample])
+        clock.bytes += len(video)
+        clock.lap("read")
         with _named(sample):
-            return training_window(video, self.stream, view, clip_frames, self.plan.frames, self.crop)
+            return training_window(video, self.stream, view, self.crop, clock)
 
 
 class _WholeClips(Dataset):

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from manifests.sample import MINIMUM_FRAMES
+
 _COLUMNS = 5  # order, start, top, left, flip
 
 
@@ -19,7 +21,7 @@ class View:
     """What is seen of one sample: a window of frames, a crop of it, perhaps mirrored."""
 
     sample: int  # its number among the run's samples
-    start: int  # first frame; a window longer than the clip starts at 0 and loops
+    pictures: range | tuple[int, ...]  # their numbers; they ascend, but begin again at 0 where the clip is over
     top: float  # 0 ≤ top < 1: where the crop lies in the room that the picture leaves it
     left: float
     flip: bool
@@ -58,7 +60,12 @@ class Plan:
         sample = int(order[within])
         start, top, left, flip = draws[sample, 1:].tolist()
         room = max(int(self.clip_frames[sample]) - self.frames, 0)
-        return View(sample, int(start * (room + 1)), top, left, self.flip and flip < 0.5)
+        first, stop = int(start * (room + 1)), int(self.clip_frames[sample])
+        pictures: range | tuple[int, ...] = range(first, first + self.frames)
+        if pictures.stop > stop or self.frames < MINIMUM_FRAMES:
+            count = max(self.frames, MINIMUM_FRAMES)
+            pictures = tuple((first + k % self.frames) % stop for k in range(count))
+        return View(sample, pictures, top, left, self.flip and flip < 0.5)
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
