@@ -144,8 +144,8 @@ def flow_pictures(video: bytes, numbers: Collection[int] | None = None) -> Itera
                 "want x over y, grey, 8 bits, full range"
             )
         # Plane 0 as it is: FFmpeg's decoder shows 4:0:0 as 4:2:0 with empty chroma.
-        x, y = np.split(plane_of(frame, 0), 2)
-        yield x, y
+        x_over_y = plane_of(frame, 0)
+        yield x_over_y[: frame.height // 2], x_over_y[frame.height // 2 :]
 
 
 def _is_grey(frame: av.VideoFrame) -> bool:

@@ -99,4 +99,5 @@ def _ticks_per_picture(stream: av.VideoStream) -> Fraction:
 def _number(timed: av.VideoFrame | av.Packet, ticks: Fraction) -> int:
     if timed.pts is None:
         raise ValueError("video has a picture without a time")
-    return (2 * timed.pts * ticks.denominator + ticks.numerator) // (2 * ticks.numerator)  # rounded
+    pts: int = timed.pts
+    return (2 * pts * ticks.denominator + ticks.numerator) // (2 * ticks.numerator)  # rounded

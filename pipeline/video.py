@@ -20,6 +20,7 @@ import ffmpeg
 import numpy as np
 
 from flow import VARIANTS, TVL1Params, decode_frames, encode_flow, plane_of, tvl1
+from flow.coding import FULL_RANGE
 from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, ChildTooLarge, run_child
 
@@ -39,8 +40,6 @@ SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
 FPS_COUNTS = re.compile(r"(\d+) frames in, (\d+) frames out; (\d+) frames dropped, (\d+) frames duplicated")
-
-LIMITED_RANGE = av.video.reformatter.ColorRange.MPEG
 
 RATIO = re.compile(r"[1-9][0-9]*/[1-9][0-9]*")
 
@@ -336,10 +335,11 @@ def yuv_pictures(
     first = None
     for frame in _decode(video, numbers):
         first = first or frame
-        stored = (first.width, first.height, "yuv420p", LIMITED_RANGE)
-        if (frame.width, frame.height, frame.format.name, frame.color_range) != stored:
-            found = f"{frame.width}x{frame.height} {frame.format.name}, range {frame.color_range}"
-            wanted = f"{first.width}x{first.height} yuv420p, range {int(LIMITED_RANGE)}"
+        stored = (first.width, first.height, "yuv420p")
+        full_range = frame.color_range == FULL_RANGE
+        if (frame.width, frame.height, frame.format.name) != stored or full_range:
+            found = f"{frame.width}x{frame.height} {frame.format.name}" + (", full range" if full_range else "")
+            wanted = f"{first.width}x{first.height} yuv420p, limited range"
             raise VideoError("corrupt", f"a stored picture of {found}, not {wanted}")
         yield plane_of(frame, 0), plane_of(frame, 1), plane_of(frame, 2)
 

@@ -35,12 +35,12 @@ def test_epochs_differ_in_order_and_views():
     views = seen(Plan(CLIP_FRAMES, 32, 7), range(4))
     orders = [tuple(view.sample for view in views[i : i + 7]) for i in range(0, 28, 7)]
     assert len(set(orders)) == 4
-    assert len({view.start for view in views if view.sample == 0}) > 1
+    assert len({view.pictures[0] for view in views if view.sample == 0}) > 1
 
 
 def test_windows_lie_inside_their_clips_and_reach_both_ends():
     views = seen(Plan(CLIP_FRAMES, 64, 7), range(3000))
-    starts = {sample: [view.start for view in views if view.sample == sample] for sample in range(7)}
+    starts = {sample: [view.pictures[0] for view in views if view.sample == sample] for sample in range(7)}
     assert set(starts[2]) == {0, 1}
     assert (min(starts[0]), max(starts[0])) == (0, 250 - 64)
     for short in (1, 3, 6):
@@ -61,13 +61,13 @@ def test_crops_and_flips_are_spread_evenly():
 
 def test_flips_do_not_change_the_rest():
     with_flips, without = (seen(Plan(CLIP_FRAMES, 64, 7, flip=flip), range(10)) for flip in (True, False))
-    assert [(v.sample, v.start, v.top) for v in with_flips] == [(v.sample, v.start, v.top) for v in without]
+    assert [(v.sample, v.pictures[0], v.top) for v in with_flips] == [(v.sample, v.pictures[0], v.top) for v in without]
 
 
 def test_the_plan_of_today_is_that_of_tomorrow():
     """Golden: a run that is resumed after an upgrade must find the sequence that it began with."""
     views = Plan(CLIP_FRAMES, 64, 3, seed=1).batch(4)
-    assert [(view.sample, view.start, round(view.top, 6), view.flip) for view in views] == [
+    assert [(view.sample, view.pictures[0], round(view.top, 6), view.flip) for view in views] == [
         (6, 0, 0.013325, True),
         (5, 4, 0.5046, False),
         (5, 20, 0.03366, False),

@@ -21,3 +21,9 @@ class Clock:
         now = time.perf_counter()
         self.seconds[work] += now - self.last
         self.last = now
+
+    def add(self, other: "Clock") -> None:
+        """Count what another has noted."""
+        for work, seconds in other.seconds.items():
+            self.seconds[work] += seconds
+        self.bytes += other.bytes

@@ -1,7 +1,7 @@
 """Stored videos as input of the networks: 8-bit planes, cropped and mirrored; colours in [−1, 1] on the device.
 
-A stored picture has brightness (Y) for every pixel and colour (U, V) for 2x2 of them. So it leaves a worker: in half the
-bytes of RGB, and converted where it costs least. Crops begin at even rows and columns therefore, those of flow as well.
+A stored picture has brightness (Y) for every pixel and colour (U, V) for 2x2 of them. So it leaves a worker: in half
+the bytes of RGB, and converted where that costs least. Crops therefore begin at even rows and columns, flow's as well.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
     for planes in _PICTURES_OF[stream](video):
         rows, columns = _room(planes, crop)
         pictures.append(np.empty((_rows_of(stream, crop), crop), np.uint8))
-        _cut(planes, rows // 4 * 2, columns // 4 * 2, False, pictures[-1])
+        _cut(planes, rows // 4 * 2, columns // 4 * 2, pictures[-1])
     if frames is not None and frames < len(pictures):
         start = (len(pictures) - frames) // 2
         pictures = pictures[start : start + frames]
@@ -83,14 +83,18 @@ def training_window(
         clock.lap("decode")
         rows, columns = _room(planes, crop)
         top, left = (2 * int(where * (room // 2 + 1)) for where, room in ((view.top, rows), (view.left, columns)))
-        _cut(planes, top, left, view.flip, window[place])
+        if view.flip:  # mirroring rows of U beside V exchanges them
+            planes = (planes[0], *reversed(planes[1:]))
+        _cut(planes, top, left, window[place])
         clock.lap("augment")
     clock.lap("decode")
+    if view.flip:
+        lines = window.reshape(-1, crop)
+        cv2.flip(lines, 1, dst=lines)
     if view.flip and stream == "flow":
-        # 128 + v to 128 − v, in 8 bits. Code 0, beyond the coding's range, can come out of the lossy video: it counts
-        # as 1.
-        x = window[:, :crop]
-        np.negative(np.maximum(x, 1, out=x), out=x)
+        # 128 + v to 128 − v. Code 0, beyond the coding's range, can come out of the lossy video; it counts as 1.
+        for x in window[:, :crop]:
+            cv2.add(~x, 1, dst=x)  # stays at 255
     if numbers != list(view.pictures):  # it loops
         window = window[np.searchsorted(numbers, view.pictures)]
     clock.lap("augment")
@@ -105,8 +109,9 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
         stream: which one it is.
 
     Returns:
-        [B, C, T, W, W] in torch's default dtype, float32, channels last in memory: red, green and blue of 0…255 mapped
-        to −1…1, not rounded, colour as it is for all of its 2x2 pixels; or ±bound of flow mapped to ±1 and no motion to 0.
+        [B, C, T, W, W] in torch's default dtype, float32, channels last in memory: red, green and blue from −1 to 1,
+        not rounded to 8 bits, U and V the same for all of their 2x2 pixels; or ±bound of flow mapped to ±1 and no
+        motion to 0.
     """
     batch, time, _, side = pixels.shape
     dtype = torch.get_default_dtype()
@@ -140,12 +145,12 @@ def _room(planes: Sequence[np.ndarray], crop: int) -> tuple[int, int]:
     return height - crop, width - crop
 
 
-def _cut(planes: Sequence[np.ndarray], top: int, left: int, flip: bool, picture: np.ndarray) -> None:
-    """Copy a crop of planes, Y U V or x y, mirrored or not, into `picture` [rows, crop]."""
+def _cut(planes: Sequence[np.ndarray], top: int, left: int, picture: np.ndarray) -> None:
+    """Copy a crop of planes, Y U V or x y, into `picture` [rows, crop]."""
     crop = picture.shape[1]
-    halves = (picture[crop:],) if len(planes) == 2 else np.split(picture[crop:], 2, axis=1)
-    for plane, part in zip(planes, (picture[:crop], *halves), strict=True):
+    width = crop if len(planes) == 2 else crop // 2  # of those below the first
+    below = [picture[crop:, start : start + width] for start in range(0, crop, width)]
+    for plane, part in zip(planes, [picture[:crop], *below], strict=True):
         height, width = part.shape
         share = crop // height  # 2 where a plane has a value for 2x2 pixels
-        piece = plane[top // share : top // share + height, left // share : left // share + width]
-        part[:] = cv2.flip(piece, 1) if flip else piece
+        part[:] = plane[top // share : top // share + height, left // share : left // share + width]

@@ -62,7 +62,7 @@ class Plan:
         room = max(int(self.clip_frames[sample]) - self.frames, 0)
         first, stop = int(start * (room + 1)), int(self.clip_frames[sample])
         pictures: range | tuple[int, ...] = range(first, first + self.frames)
-        if pictures.stop > stop or self.frames < MINIMUM_FRAMES:
+        if first + self.frames > stop or self.frames < MINIMUM_FRAMES:
             count = max(self.frames, MINIMUM_FRAMES)
             pictures = tuple((first + k % self.frames) % stop for k in range(count))
         return View(sample, pictures, top, left, self.flip and flip < 0.5)
