@@ -120,7 +120,7 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
         return codes.to(dtype, memory_format=torch.channels_last_3d).sub_(ZERO_CODE).div_(STEPS)
     half = side // 2
     y = pixels[:, :, :side].to(dtype).sub_(_BLACK).mul_(2 / _LUMA_STEPS).sub_(1)
-    u, v = pixels[:, :, side:].to(dtype).sub_(_GREY).mul_(2 / _CHROMA_STEPS).split(half, dim=-1)
+    u, v = pixels[:, :, side:].to(dtype).sub_(_GREY).mul_(2 / _CHROMA_STEPS).chunk(2, dim=-1)
     blue, red = 2 * (1 - _BLUE) * u, 2 * (1 - _RED) * v  # less Y
     green = (_BLUE * blue + _RED * red) / -_GREEN
     x = torch.empty(batch, time, side, side, 3, dtype=dtype, device=pixels.device)
