@@ -5,10 +5,10 @@ stored = encode_flow(flow)                # H.264, 8 bits for ±20 px
 picture = colour_code(flow[0])            # [H, W, 3] uint8
 """
 
-from flow.coding import decode_flow_codes, dequantise, encode_flow, quantise
+from flow.coding import decode_flow_codes, dequantise, encode_flow, flow_pictures, quantise
 from flow.colour import colour_code, colour_legend
 from flow.estimate import BackendUnavailable, fastest_backend, tvl1, tvl1_pairs
-from flow.frames import decode_frames
+from flow.frames import decode_frames, plane_of
 from flow.parameters import VARIANTS, TVL1Params
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "dequantise",
     "encode_flow",
     "fastest_backend",
+    "flow_pictures",
+    "plane_of",
     "quantise",
     "tvl1",
     "tvl1_pairs",

@@ -9,14 +9,14 @@ full range, and read from the luma plane without any conversion.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 
 import av
 import numpy as np
 
-from flow.frames import decode_frames
+from flow.frames import decode_frames, plane_of
 
 ZERO_CODE = 128
 LARGEST_CODE = 255
@@ -120,33 +120,36 @@ def encode_flow(
     return buffer.getvalue()
 
 
-def decode_flow_codes(video: bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """The codes of pictures [start, stop) of a stored flow video, by default of all: [N, H, W, 2] uint8.
+def decode_flow_codes(video: bytes) -> np.ndarray:
+    """The codes of a stored flow video: [N, H, W, 2] uint8. Raises as `flow_pictures` does."""
+    return np.stack([np.stack(components, axis=-1) for components in flow_pictures(video)])
+
+
+def flow_pictures(video: bytes, numbers: Collection[int] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Codes of x and of y of each picture: views [H, W] uint8 of the decoder's memory.
 
     H.264 has no checksums: damage that still decodes gives other codes. A dataset's checksums notice it.
 
+    Args:
+        video: the stored video.
+        numbers: which pictures, each once; all by default.
+
     Raises:
-        ValueError: not a grey 8-bit full-range video of x over y, damaged, or over before `stop`.
+        ValueError: not a grey 8-bit full-range video of x over y, damaged, or without one of the pictures.
     """
-    if start < 0 or (stop is not None and stop <= start):
-        raise ValueError(f"pictures {start} to {stop}: give a first one, and one behind the last")
-    pictures: list[np.ndarray] = []
-    for frame in decode_frames(video, start, stop):
-        if frame.color_range != FULL_RANGE or frame.height % 2 or not (pictures or _is_grey(frame)):
+    for place, frame in enumerate(decode_frames(video, numbers)):
+        if frame.color_range != FULL_RANGE or frame.height % 2 or not (place or _is_grey(frame)):
             raise ValueError(
                 f"flow video of {frame.format.name}, range {frame.color_range}, height {frame.height}: "
                 "want x over y, grey, 8 bits, full range"
             )
         # Plane 0 as it is: FFmpeg's decoder shows 4:0:0 as 4:2:0 with empty chroma.
-        plane = frame.planes[0]
-        luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
-        pictures.append(luma.reshape(2, frame.height // 2, frame.width).copy())
-    return np.ascontiguousarray(np.stack(pictures).transpose(0, 2, 3, 1))
+        x_over_y = plane_of(frame, 0)
+        yield x_over_y[: frame.height // 2], x_over_y[frame.height // 2 :]
 
 
 def _is_grey(frame: av.VideoFrame) -> bool:
     """8 bits, and no colour: FFmpeg's decoder shows 4:0:0 as 4:2:0 whose chroma is 128 throughout."""
     if any(component.bits != 8 for component in frame.format.components):
         return False
-    chroma = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes[1:])
-    return all((plane == ZERO_CODE).all() for plane in chroma)
+    return all((plane_of(frame, number) == ZERO_CODE).all() for number in range(1, len(frame.planes)))

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -19,7 +19,8 @@ import av
 import ffmpeg
 import numpy as np
 
-from flow import VARIANTS, TVL1Params, decode_frames, encode_flow, tvl1
+from flow import VARIANTS, TVL1Params, decode_frames, encode_flow, plane_of, tvl1
+from flow.coding import FULL_RANGE
 from manifests.sample import MINIMUM_FRAMES, FlowCoding, RgbCoding
 from pipeline.process import ChildError, ChildKilled, ChildTimeout, ChildTooLarge, run_child
 
@@ -39,7 +40,6 @@ SEEK_MARGIN_SECONDS = 10.0
 # Containers that hold video themselves. Playlists (hls, dash, concat, …) name other files and stay shut.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mjpeg,3gp,mp4,rawvideo,nut"
 FPS_COUNTS = re.compile(r"(\d+) frames in, (\d+) frames out; (\d+) frames dropped, (\d+) frames duplicated")
-
 
 RATIO = re.compile(r"[1-9][0-9]*/[1-9][0-9]*")
 
@@ -316,31 +316,48 @@ def luma_pictures(video: bytes) -> Iterator[np.ndarray]:
         VideoError: corrupt.
     """
     stretch = np.clip(np.rint((np.arange(256) - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
-    size = None
-    for frame in _decode(video):
-        size = size or (frame.width, frame.height)
-        if (frame.width, frame.height) != size or frame.format.name != "yuv420p":
-            was = f"{size[0]}x{size[1]} yuv420p"
-            raise VideoError(
-                "corrupt", f"a stored picture of {frame.width}x{frame.height} {frame.format.name}, not {was}"
-            )
-        plane = frame.planes[0]
-        luma = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
+    for luma, _, _ in yuv_pictures(video):
         yield stretch[luma]
 
 
-def decode_rgb(video: bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Pictures [start, stop) of a stored RGB video, by default all: [T, H, W, 3] uint8.
+def yuv_pictures(
+    video: bytes, numbers: Collection[int] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Y, U and V of pictures of a stored RGB video: views [H, W] and [H/2, W/2] uint8 of the decoder's memory.
+
+    Args:
+        video: the stored video.
+        numbers: which pictures, each once, in the order of the video; all by default.
+
+    Raises:
+        VideoError: corrupt; or without one of the pictures.
+    """
+    first = None
+    for frame in _decode(video, numbers):
+        first = first or frame
+        stored = (first.width, first.height, "yuv420p")
+        full_range = frame.color_range == FULL_RANGE
+        if (frame.width, frame.height, frame.format.name) != stored or full_range:
+            found = f"{frame.width}x{frame.height} {frame.format.name}" + (", full range" if full_range else "")
+            wanted = f"{first.width}x{first.height} yuv420p, limited range"
+            raise VideoError("corrupt", f"a stored picture of {found}, not {wanted}")
+        yield plane_of(frame, 0), plane_of(frame, 1), plane_of(frame, 2)
+
+
+def decode_rgb(video: bytes) -> np.ndarray:
+    """All pictures of a stored RGB video for an eye: [T, H, W, 3] uint8, by FFmpeg's conversion.
+
+    The networks see those of `train.decode.network_input`, which differ by its rounding.
 
     Raises:
         VideoError: corrupt.
     """
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video, start, stop)])
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video)])
 
 
-def _decode(video: bytes, start: int = 0, stop: int | None = None) -> Iterator[av.VideoFrame]:
+def _decode(video: bytes, numbers: Collection[int] | None = None) -> Iterator[av.VideoFrame]:
     try:
-        yield from decode_frames(video, start, stop)
+        yield from decode_frames(video, numbers)
     except ValueError as error:
         raise VideoError("corrupt", f"stored {error}") from error
 

@@ -1,7 +1,8 @@
 """`make bench`: seconds as ratios against named alternatives, on the same input in the same run.
 
 The input of the flow is rendered scenes whose true flow is known; that of its coding is the clips that are named,
-`make bench CLIPS="a.mp4 b.mp4"`, or one of the demo's. Seeds are such that nothing was tuned on.
+`make bench CLIPS="a.mp4 b.mp4"`, or one of the demo's; that of streaming is the clips that are named, or the real ones
+beside the project, or the rendered one. Seeds are such that nothing was tuned on.
 """
 
 import json
@@ -29,6 +30,7 @@ from tests.bench_pipeline import (
     bench_scale,
     seconds_of,
 )
+from tests.bench_streaming import bench_streaming, real_clips
 from tests.scenes import HEIGHT, SCENES, WIDTH, render_pair
 
 SEED = 20170722
@@ -176,6 +178,9 @@ def main(clips: tuple[Path, ...]) -> None:
         feeding = bench_feeding(clips or (rendered,), Path(folder))
         table(f"Feeding a GPU of {PAIRS_PER_SECOND} pairs/s (not measured: no GPU is asked here)", feeding)
         table("Scale", bench_scale(Path(folder)))
+        streamed = list(clips) or real_clips() or [rendered]
+        for stream, rows in bench_streaming(streamed, Path(folder) / "streaming").items():
+            table(f"Streaming: 64-frame 224x224 windows of {stream} on one core", rows)
         bench_flow()
         bench_threads()
         for clip in clips or (rendered,):

@@ -429,12 +429,6 @@ def test_a_full_range_video_of_another_kind_is_refused(pixel_format):
         decode_flow_codes(buffer.getvalue())
 
 
-@pytest.mark.parametrize(("start", "stop"), [(-1, None), (0, -1), (3, 2), (0, 0)])
-def test_pictures_that_cannot_be_meant(start, stop):
-    with pytest.raises(ValueError, match=f"pictures {start} to {stop}"):
-        decode_flow_codes(encode_flow(np.zeros((4, 16, 16, 2))), start, stop)
-
-
 def test_what_a_dataset_stores_is_the_coders_default():
     defaults = {name: parameter.default for name, parameter in signature(encode_flow).parameters.items()}
     stored = asdict(FlowCoding())

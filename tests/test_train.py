@@ -15,18 +15,13 @@ import torch
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flow import decode_flow_codes, dequantise
-from manifests.sample import FLOW, RGB
 from model import I3D, CheckpointError, OffsetBatchNorm, load_checkpoint, load_training, save_run
 from pipeline.cli import main
-from pipeline.video import decode_rgb
 from tests import golden
 from tests.demo.render import CLASSES
 from train.batch_norm import recompute_statistics
 from train.cli import evaluate_command, train_command
-from train.decode import network_input, training_window, whole_clip
 from train.log import read_metrics
-from train.plan import View
 from train.stream import open_samples
 
 SMALL = ("--batch-size", 2, "--frames", 9, "--crop", 32, "--lr", 0.001, "--workers", 0)
@@ -201,46 +196,6 @@ def test_the_learning_rate_falls_when_the_loss_does_not(train, tmp_path):
     assert rates == pytest.approx([0.3, 0.3, 0.3, 0.03, 0.03, 0.003])
 
 
-def test_training_windows_are_pieces_of_the_clip(demo):
-    members = next(iter(open_samples(str(demo), "train"))).read()
-    for stream, whole in (("rgb", decode_rgb(members[RGB])), ("flow", decode_flow_codes(members[FLOW]))):
-        height, width = whole.shape[1:3]
-        for start in (0, 5, len(whole) - 12):
-            view = View(0, start, 0.0, 0.999, flip=False)
-            window = training_window(members[f"{stream}.mp4"], stream, view, len(whole), 12, 32)
-            assert np.array_equal(window, whole[start : start + 12, :32, width - 32 :])
-        view = View(0, 0, 0.999, 0.0, flip=False)
-        looped = training_window(members[f"{stream}.mp4"], stream, view, len(whole), 64, 32)
-        assert np.array_equal(looped, whole[np.arange(64) % len(whole), height - 32 :, :32])
-        still = training_window(members[f"{stream}.mp4"], stream, View(0, 7, 0, 0, flip=False), len(whole), 1, 32)
-        assert np.array_equal(still, np.repeat(whole[7:8, :32, :32], 9, axis=0))
-
-
-def test_a_mirrored_clip_moves_the_other_way(demo):
-    members = next(iter(open_samples(str(demo), "train"))).read()
-    for stream in ("rgb", "flow"):
-        plain, mirrored = (
-            training_window(members[f"{stream}.mp4"], stream, View(0, 3, 0, 0, flip), 24, 12, 48)
-            for flip in (False, True)
-        )
-        if stream == "rgb":
-            assert np.array_equal(mirrored, plain[:, :, ::-1])
-        else:
-            wanted = dequantise(plain)[:, :, ::-1] * [-1, 1]
-            inside = (plain[:, :, ::-1, 0] > 0)[..., None]
-            assert np.array_equal(dequantise(mirrored) * inside, wanted * inside)
-            assert np.abs(dequantise(mirrored)).max() <= 20.2
-
-
-def test_crops_of_training_vary_and_that_of_testing_is_the_centre(demo):
-    video = next(iter(open_samples(str(demo), "train"))).read()[RGB]
-    whole = decode_rgb(video)
-    height, width = whole.shape[1:3]
-    top, left = (height - 32) // 2, (width - 32) // 2
-    assert np.array_equal(whole_clip(video, "rgb", 32), whole[:, top : top + 32, left : left + 32])
-    assert np.array_equal(whole_clip(video, "rgb", 32, 9), whole[8:17, top : top + 32, left : left + 32])
-
-
 def test_statistics_are_averages_over_the_batches():
     torch.manual_seed(0)
     network = I3D(3, 2).train()
@@ -274,15 +229,6 @@ def test_initial_weights_and_their_head(demo, train, tmp_path):
             given["Logits.weight"], trained["Logits.weight"], atol=1e-6
         )
         assert kept == (name == "same")
-
-
-def test_network_input_keeps_zero_motion_zero_and_channels_last():
-    codes = torch.tensor([1, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 4, 4, 2)
-    x = network_input(codes.contiguous(), "flow")
-    assert x.shape == (2, 2, 3, 4, 4)
-    assert x[0, 0, :, 0, 0].tolist() == [-1, 0, 1]
-    assert x.is_contiguous(memory_format=torch.channels_last_3d)
-    assert network_input(torch.tensor([[[[[0, 255, 0]]]]], dtype=torch.uint8), "rgb").flatten().tolist() == [-1, 1, -1]
 
 
 def test_bad_words(demo, train, tmp_path):

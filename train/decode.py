@@ -1,19 +1,34 @@
-"""Stored videos as input of the networks: 8-bit pixels, cropped and mirrored; scaled to [−1, 1] on the device."""
+"""Stored videos as input of the networks: 8-bit planes, cropped and mirrored; colours in [−1, 1] on the device.
 
+A stored picture has brightness (Y) for every pixel and colour (U, V) for 2x2 of them. So it leaves a worker: in half
+the bytes of RGB, and converted where that costs least. Crops therefore begin at even rows and columns, flow's as well.
+"""
+
+from collections.abc import Sequence
+
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from flow import decode_flow_codes
+from flow import flow_pictures
 from flow.coding import STEPS, ZERO_CODE
 from manifests.sample import FLOW, MINIMUM_FRAMES, RGB
-from model import STREAM_CHANNELS, Stream
-from pipeline.video import decode_rgb
+from model import Stream
+from pipeline.video import yuv_pictures
+from train.clock import Clock
 from train.plan import View
 
 CROP_PIXELS = 224
 MEMBER_OF: dict[Stream, str] = {"rgb": RGB, "flow": FLOW}
-_DECODER_OF = {"rgb": decode_rgb, "flow": decode_flow_codes}
+_PICTURES_OF = {"rgb": yuv_pictures, "flow": flow_pictures}
+# Limited range: Y of black and its steps to white, U and V of grey and their steps from −0.5 to 0.5.
+_BLACK, _LUMA_STEPS, _GREY, _CHROMA_STEPS = 16, 219, 128, 224
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # their shares in Y, as BT.601 has them
+
+
+class CropError(ValueError):
+    """A crop that the stored pictures do not give."""
 
 
 def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: int | None = None) -> np.ndarray:
@@ -22,27 +37,33 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
     Args:
         video: the stored video of the stream.
         stream: which one it is.
-        crop: side of the crop, in pixels.
+        crop: side of the crop, in pixels; even.
         frames: take only so many from the middle of the clip; all by default.
 
     Returns:
-        [T, crop, crop, C] uint8, C = 3 colours or the codes of flow's 2 components; at least 9 frames.
+        [T, rows, crop] uint8, at least 9 pictures: of RGB, Y over U beside V, rows = 3/2 · crop; of flow, the codes of
+        x over those of y, rows = 2 · crop.
 
     Raises:
-        ValueError: pictures smaller than the crop, or damaged flow.
+        CropError: it is odd, or larger than the pictures.
+        ValueError: damaged flow.
         VideoError: damaged RGB.
     """
-    pictures = _DECODER_OF[stream](video)
+    pictures = []
+    for planes in _PICTURES_OF[stream](video):
+        rows, columns = _room(planes, crop)
+        pictures.append(np.empty((_rows_of(stream, crop), crop), np.uint8))
+        _cut(planes, rows // 4 * 2, columns // 4 * 2, pictures[-1])
     if frames is not None and frames < len(pictures):
         start = (len(pictures) - frames) // 2
         pictures = pictures[start : start + frames]
-    rows, columns = _room(pictures, crop)
-    top, left = rows // 2, columns // 2
-    return _looped(pictures[:, top : top + crop, left : left + crop], MINIMUM_FRAMES)
+    return np.stack([pictures[number % len(pictures)] for number in range(max(len(pictures), MINIMUM_FRAMES))])
 
 
-def training_window(video: bytes, stream: Stream, view: View, crop: int = CROP_PIXELS) -> np.ndarray:
-    """A view of a stored clip as training sees it (paper §3); only the stretch of its pictures is decoded.
+def training_window(
+    video: bytes, stream: Stream, view: View, crop: int = CROP_PIXELS, clock: Clock | None = None
+) -> np.ndarray:
+    """A view of a stored clip as training sees it (paper §3); only its pictures are decoded, and what they need.
 
     Mirroring a clip negates its horizontal motion, too.
 
@@ -50,63 +71,97 @@ def training_window(video: bytes, stream: Stream, view: View, crop: int = CROP_P
         video: the stored video of the stream.
         stream: which one it is.
         view: pictures, crop and flip, from the plan.
-        crop: side of the crop, in pixels.
+        crop: side of the crop, in pixels; even.
+        clock: notes what the time went to.
 
     Returns:
-        [T, crop, crop, C] uint8, as of `whole_clip`; T is the number of the view's pictures.
+        [len(view.pictures), rows, crop] uint8, as of `whole_clip`.
 
     Raises:
-        ValueError: pictures smaller than the crop, or damaged flow.
-        VideoError: damaged RGB.
+        CropError: it is odd, or larger than the pictures.
+        ValueError: damaged flow, or a video without one of the pictures.
+        VideoError: the same of RGB.
     """
-    first = min(view.pictures)
-    pictures = _DECODER_OF[stream](video, first, max(view.pictures) + 1)
-    rows, columns = _room(pictures, crop)
-    top, left = int(view.top * (rows + 1)), int(view.left * (columns + 1))
-    pictures = pictures[:, top : top + crop, left : left + crop]
+    clock = clock or Clock()
+    numbers = sorted(set(view.pictures))
+    window = np.empty((len(numbers), _rows_of(stream, crop), crop), np.uint8)
+    for place, planes in enumerate(_PICTURES_OF[stream](video, numbers)):
+        clock.lap("decode")
+        rows, columns = _room(planes, crop)
+        top, left = (2 * int(where * (room // 2 + 1)) for where, room in ((view.top, rows), (view.left, columns)))
+        if view.flip:  # mirroring rows of U beside V exchanges them
+            planes = (planes[0], *reversed(planes[1:]))
+        _cut(planes, top, left, window[place])
+        clock.lap("augment")
+    clock.lap("decode")
     if view.flip:
-        pictures = pictures[:, :, ::-1]
-        if stream == "flow":
-            # 128 + v to 128 − v. Code 0, beyond the coding's range, can come out of the lossy video; it counts as 1.
-            x = 2 * ZERO_CODE - np.maximum(pictures[..., 0], 1).astype(np.int16)
-            pictures = np.stack([x.astype(np.uint8), pictures[..., 1]], axis=-1)
-    return np.ascontiguousarray(pictures[np.array(view.pictures) - first])
+        lines = window.reshape(-1, crop)
+        cv2.flip(lines, 1, dst=lines)
+    if view.flip and stream == "flow":
+        # 128 + v to 128 − v. Code 0, beyond the coding's range, can come out of the lossy video; it counts as 1.
+        for x in window[:, :crop]:
+            cv2.add(~x, 1, dst=x)  # stays at 255
+    if numbers != list(view.pictures):  # it loops
+        window = window[np.searchsorted(numbers, view.pictures)]
+    clock.lap("augment")
+    return window
 
 
 def blank_window(stream: Stream, frames: int, crop: int) -> np.ndarray:
-    """What stands for a window that cannot be decoded: grey, no motion. [frames, crop, crop, C] uint8."""
-    return np.full((frames, crop, crop, STREAM_CHANNELS[stream]), ZERO_CODE, np.uint8)
+    """What stands for a window that cannot be decoded, as of `training_window`: grey, or no motion."""
+    return np.full((frames, _rows_of(stream, crop), crop), ZERO_CODE, np.uint8)
 
 
 def network_input(pixels: Tensor, stream: Stream) -> Tensor:
     """Stored pixels as the network takes them, on whatever device they are.
 
     Args:
-        pixels: [B, T, H, W, C] uint8.
+        pixels: [B, T, rows, W] uint8, clips of `whole_clip` or `training_window`.
         stream: which one it is.
 
     Returns:
-        [B, C, T, H, W] in torch's default dtype, float32, channels last in memory: 0…255 mapped to −1…1, or ±bound of
-        flow mapped to ±1 and no motion to 0.
+        [B, C, T, W, W] in torch's default dtype, float32, channels last in memory: red, green and blue from −1 to 1,
+        not rounded to 8 bits, U and V the same for all of their 2x2 pixels; or ±bound of flow mapped to ±1 and no
+        motion to 0.
     """
-    x = pixels.permute(0, 4, 1, 2, 3).to(
-        torch.get_default_dtype()
-    )  # a view: what was [B, T, H, W, C] is channels_last_3d
-    if stream == "rgb":
-        return x / 127.5 - 1
-    return (x - ZERO_CODE) / STEPS
+    batch, time, _, side = pixels.shape
+    dtype = torch.get_default_dtype()
+    if stream == "flow":
+        codes = pixels.view(batch, time, 2, side, side).permute(0, 2, 1, 3, 4)
+        return codes.to(dtype, memory_format=torch.channels_last_3d).sub_(ZERO_CODE).div_(STEPS)
+    half = side // 2
+    y = pixels[:, :, :side].to(dtype).sub_(_BLACK).mul_(2 / _LUMA_STEPS).sub_(1)
+    u, v = pixels[:, :, side:].to(dtype).sub_(_GREY).mul_(2 / _CHROMA_STEPS).chunk(2, dim=-1)
+    blue, red = 2 * (1 - _BLUE) * u, 2 * (1 - _RED) * v  # less Y
+    green = (_BLUE * blue + _RED * red) / -_GREEN
+    x = torch.empty(batch, time, side, side, 3, dtype=dtype, device=pixels.device)
+    for channel, difference in enumerate((red, green, blue)):
+        of_pixels = x[..., channel].view(batch, time, half, 2, half, 2)
+        of_pixels.copy_(y.view(batch, time, half, 2, half, 2)).add_(difference[:, :, :, None, :, None])
+    return x.clamp_(-1, 1).permute(0, 4, 1, 2, 3)  # a view: what was [B, T, H, W, C] is channels_last_3d
 
 
-def _room(pictures: np.ndarray, crop: int) -> tuple[int, int]:
-    """By how many rows and columns [T, H, W, C] pictures are larger than the crop."""
-    height, width = pictures.shape[1:3]
+def _rows_of(stream: Stream, crop: int) -> int:
+    """Rows of a picture's planes, one over the other."""
+    return crop * 3 // 2 if stream == "rgb" else crop * 2
+
+
+def _room(planes: Sequence[np.ndarray], crop: int) -> tuple[int, int]:
+    """By how many rows and columns a picture is larger than the crop."""
+    height, width = planes[0].shape
+    if crop % 2:
+        raise CropError(f"a crop of {crop}x{crop}: colour is stored for 2x2 pixels, want an even number (--crop)")
     if min(height, width) < crop:
-        raise ValueError(f"pictures of {width}x{height} are smaller than the crop of {crop}x{crop} (--crop)")
+        raise CropError(f"pictures of {width}x{height} are smaller than the crop of {crop}x{crop} (--crop)")
     return height - crop, width - crop
 
 
-def _looped(pictures: np.ndarray, frames: int) -> np.ndarray:
-    """At least `frames` pictures: from the first on again after the last, as in the paper (§3)."""
-    if len(pictures) < frames:
-        pictures = pictures[np.arange(frames) % len(pictures)]
-    return np.ascontiguousarray(pictures)
+def _cut(planes: Sequence[np.ndarray], top: int, left: int, picture: np.ndarray) -> None:
+    """Copy a crop of planes, Y U V or x y, into `picture` [rows, crop]."""
+    crop = picture.shape[1]
+    width = crop if len(planes) == 2 else crop // 2  # of those below the first
+    below = [picture[crop:, start : start + width] for start in range(0, crop, width)]
+    for plane, part in zip(planes, [picture[:crop], *below], strict=True):
+        height, width = part.shape
+        share = crop // height  # 2 where a plane has a value for 2x2 pixels
+        part[:] = plane[top // share : top // share + height, left // share : left // share + width]

@@ -138,7 +138,7 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
 
 
 def stream_logits(pixels: dict[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
-    """Logits of one clip, [T, H, W, C] uint8 of each stream, by stream: [classes] each, on the CPU."""
+    """Logits of one clip, [T, rows, W] uint8 of each stream, by stream: [classes] each, on the CPU."""
     with torch.inference_mode():
         return {
             stream: network(network_input(pixels[stream][None].to(streams.device), stream))[0].cpu()

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from manifests.sample import FormatError
 from model import Stream
 from pipeline.video import VideoError
-from train.decode import MEMBER_OF, blank_window, training_window, whole_clip
+from train.clock import Clock
+from train.decode import MEMBER_OF, CropError, blank_window, training_window, whole_clip
 from train.plan import Plan, Share, View
 from train.stream import Sample, Samples, read_json
 
@@ -31,19 +32,21 @@ class Bad(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A part of a step's samples; `bad` ones have a weight of 0 and stand for no picture.
+    """A part of a step's samples; `bad` ones have a weight of 0 and show nothing.
 
-    pixels [B, T, crop, crop, C] uint8, class indices [B] int64, weights [B] float32 of 1 or 0.
+    pixels [B, T, rows, crop] uint8 (`train.decode.training_window`), class indices [B] int64, weights [B] float32 of 1
+    or 0; what the time went to.
     """
 
     pixels: Tensor
     labels: Tensor
     weights: Tensor
     bad: tuple[Bad, ...]
+    clock: Clock
 
 
 class Clip(NamedTuple):
-    """A whole clip: pixels of each stream, [T, crop, crop, C] uint8, and what its metadata says."""
+    """A whole clip: pixels of each stream, [T, rows, crop] uint8, and what its metadata says."""
 
     sample: Sample
     label: str | None
@@ -65,6 +68,7 @@ def training_batches(
 
     Raises:
         OSError: the samples cannot be reached, or a worker process died.
+        CropError: pictures that are smaller than the crop.
     """
     parts = [(step, part) for step in steps for part in range(share.parts)]
     yield from _loaded(_Windows(samples, stream, plan, crop, share), parts, workers, pin_memory)
@@ -84,6 +88,7 @@ def whole_clips(
 
     Raises:
         OSError: the samples cannot be reached, or a worker process died.
+        CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
 
@@ -95,23 +100,27 @@ class _Windows(Dataset):
         self.samples, self.stream, self.plan, self.crop, self.share = samples, stream, plan, crop, share
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
-        step, part = place
+        clock, (step, part) = Clock(), place
         views = self.plan.batch(step, self.share, part)
-        windows = [self._window(view) for view in views]
+        windows = [self._window(view, clock) for view in views]
+        bad = tuple(window for window in windows if isinstance(window, Bad))
         grey = blank_window(self.stream, len(views[0].pictures), self.crop)
-        labels = [int(self.samples.records["class_index"][view.sample]) for view in views]
-        return Batch(
-            torch.from_numpy(np.stack([grey if isinstance(window, Bad) else window for window in windows])),
-            torch.tensor(labels),
-            torch.tensor([0.0 if isinstance(window, Bad) else 1.0 for window in windows]),
-            tuple(window for window in windows if isinstance(window, Bad)),
-        )
+        pixels = [torch.from_numpy(grey if isinstance(window, Bad) else window) for window in windows]
+        labels = self.samples.records["class_index"][[view.sample for view in views]]
+        weights = torch.tensor([0.0 if isinstance(window, Bad) else 1.0 for window in windows])
+        together = default_collate(pixels)  # in a worker, into memory that the trainer shares
+        clock.lap("augment")
+        return Batch(together, torch.from_numpy(labels.astype(np.int64)), weights, bad, clock)
 
-    def _window(self, view: View) -> np.ndarray | Bad:
+    def _window(self, view: View, clock: Clock) -> np.ndarray | Bad:
         sample = self.samples[view.sample]
         try:
             video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
-            return training_window(video, self.stream, view, self.crop)
+            clock.bytes += len(video)
+            clock.lap("read")
+            return training_window(video, self.stream, view, self.crop, clock)
+        except CropError as error:
+            raise CropError(f"{sample.name}: {error}") from error
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
 
@@ -128,6 +137,8 @@ class _WholeClips(Dataset):
             members = sample.read()
             metadata = read_json(members)
             pixels = {stream: self._decoded(members, stream) for stream in self.streams}
+        except CropError as error:
+            raise CropError(f"{sample.name}: {error}") from error
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
@@ -165,13 +176,13 @@ def _loaded(dataset: Dataset, indices: Sequence[Any], workers: int, pin_memory: 
             if "DataLoader worker" not in str(error):  # what torch says when one is gone, without a class of its own
                 raise
             raise ChildProcessError(f"a process that decodes has died: {error}") from error
-        if isinstance(item, OSError):
+        if isinstance(item, OSError | CropError):
             raise item
         yield item
 
 
 class _WithErrors(Dataset):
-    """Hands errors of reading over as values: raised in a worker, they would come with a traceback in their message."""
+    """Hands errors that end a run over as values: raised in a worker, they would come with a traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -179,7 +190,7 @@ class _WithErrors(Dataset):
     def __getitem__(self, index: Any) -> Any:
         try:
             return self.dataset[index]
-        except OSError as error:
+        except (OSError, CropError) as error:
             return error
 
 
