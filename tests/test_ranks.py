@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,10 @@ def wait_for(condition, child):
         time.sleep(0.05)
 
 
+def _has_more_lines(run, count):
+    return len(lines(run)) > count
+
+
 def processes_of(run):
     """Ids of the processes whose command line names the run's folder."""
     found = []
@@ -108,10 +113,11 @@ def test_killed_again_and_again(tmp_path):
     train(tmp_path / "whole", *options, program=SINGLE)
     kills = 0
     while len(losses(run)) < 25:
-        child, before = start(run, *options, "--workers", generator.randrange(4), program=SINGLE), lines(run)
+        done = len(lines(run))
+        child = start(run, *options, "--workers", generator.randrange(4), program=SINGLE)
         if kills < 6:
-            wait_for(lambda: len(lines(run)) > 2 or before, child)
-            time.sleep(generator.uniform(0, 3) + 4 * bool(before))
+            wait_for(partial(_has_more_lines, run, done), child)
+            time.sleep(generator.uniform(0, 1))
             child.kill()
             kills += 1
         child.communicate(timeout=300)

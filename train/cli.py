@@ -41,7 +41,7 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
 @click.option("--split", help="Train on this split, such as train or train1; needed where there are several.")
 @click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Which stream to train.")
-@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
 @click.option("--val-split", help="Only this split of --val-shards.")
 @click.option("--steps", type=click.IntRange(1, 10**9), help="How many steps in all; this or --epochs.")
@@ -109,6 +109,19 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--compile/--no-compile", default=False, show_default=True, help="Compile the network (torch.compile).")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that decode.  [default: cores − 1, at most 8]")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep shards of URLs in this folder of the node, for all its ranks and runs.",
+)
+@click.option(
+    "--cache-gigabytes",
+    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    default=100.0,
+    show_default=True,
+    help="Its size; the least recently used shards make room.",
+)
+@click.option("--bench-data", is_flag=True, help="Only say how fast batches are loaded, and what the time goes to.")
 @click.pass_context
 def train_command(context: click.Context, /, recipe: RecipeName | None, **options: Any) -> None:
     r"""Train one stream of I3D on the shards that kinetics-prep wrote.

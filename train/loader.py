@@ -70,8 +70,7 @@ def training_batches(
         OSError: the samples cannot be reached, or a worker process died.
         CropError: pictures that are smaller than the crop.
     """
-    parts = [(step, part) for step in steps for part in range(share.parts)]
-    yield from _loaded(_Windows(samples, stream, plan, crop, share), parts, workers, pin_memory)
+    yield from _loaded(_Windows(samples, stream, plan, crop, share), _Parts(steps, share.parts), workers, pin_memory)
 
 
 def whole_clips(
@@ -91,6 +90,20 @@ def whole_clips(
         CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
+
+
+class _Parts(Sequence[tuple[int, int]]):
+    """All (step, part) in order, of which a long training has millions."""
+
+    def __init__(self, steps: range, parts: int) -> None:
+        self.steps, self.parts = steps, parts
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.parts
+
+    def __getitem__(self, number: Any) -> Any:
+        step, part = divmod(number, self.parts)
+        return self.steps[step], part
 
 
 class _Windows(Dataset):

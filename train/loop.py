@@ -18,6 +18,7 @@ from model import Checkpoint
 from train.decode import network_input
 from train.loader import Batch, training_batches
 from train.log import Log
+from train.prefetch import prefetching
 from train.quarantine import Quarantine
 from train.ranks import Ranks
 from train.run import Configuration
@@ -49,7 +50,11 @@ def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> S
     )
     network = _parallel(state.network, session.compile, ranks)
     done = (state.step, state.tested, session.steps, configuration.batch_size)
-    with Log(task.folder, *done) if ranks.first else nullcontext() as log, noted_signals() as signals:
+    with (
+        Log(task.folder, *done) if ranks.first else nullcontext() as log,
+        noted_signals() as signals,
+        prefetching(task.samples, task.plan) as prefetch,
+    ):
         stopped = False  # on all ranks at once, which notice their signals at different times
         while not stopped:
             if state.is_due(session.steps, configuration.evaluate_every):  # perhaps from before a stop
@@ -63,6 +68,8 @@ def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> S
                     save(state, task)
             if state.step >= session.steps:
                 break
+            if prefetch:
+                prefetch.at(state.step)
             stopped = _step(state, task, network, batches, quarantine, bool(signals), log)
         if log and steps.start >= session.steps:
             log.say(f"nothing to do: {steps.start} steps are done, {session.steps} were asked for")

@@ -12,7 +12,12 @@ import torch
 from manifests.lease import lease
 from manifests.sample import FormatError
 from model import Checkpoint, Stream, load_checkpoint
+from train.bench_data import LoaderSpeed, bench_data
+from train.cache import Cache
+from train.loader import training_batches
 from train.loop import train
+from train.plan import WINDOW_SHARDS
+from train.prefetch import prefetching
 from train.ranks import Ranks, joined_ranks
 from train.run import Configuration, Precision, Session, identity, open_run
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
@@ -29,7 +34,7 @@ class Options:
     shards: str
     split: str | None
     stream: Stream
-    output: Path
+    output: Path | None
     val_shards: str | None
     val_split: str | None
     steps: int | None
@@ -56,6 +61,9 @@ class Options:
     compile: bool
     seed: int
     workers: int | None
+    cache: Path | None
+    cache_gigabytes: float
+    bench_data: bool
 
 
 def start(options: Options) -> None:
@@ -74,19 +82,24 @@ def start(options: Options) -> None:
     _check(options)
     with joined_ranks() as ranks, ExitStack() as held:
         _check_shares(options, ranks)
-        samples = trainable_samples(open_samples(options.shards, options.split), options.stream)
-        validation = _validation(options, samples)
+        cache = _cache(options)
+        samples = trainable_samples(open_samples(options.shards, options.split, cache), options.stream)
+        _require_room(samples)
+        validation = _validation(options, samples, cache)
         initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
         configuration = _configuration(options, samples, validation, initial, ranks)
         session = _session(options, samples, ranks)
+        folder = options.output or Path()
+        task = Task(folder, configuration, session, samples, validation, ranks)
+        if options.bench_data:
+            print(_speed_of_loading(task))
+            return
 
         def claim() -> Path | None:
-            held.enter_context(lease(options.output))
-            return open_run(options.output, configuration, session, options.resume == "auto")
+            held.enter_context(lease(folder))
+            return open_run(folder, configuration, session, options.resume == "auto")
 
-        resume_from = ranks.from_first(claim)
-        task = Task(options.output, configuration, session, samples, validation, ranks)
-        train(task, initial, resume_from)
+        train(task, initial, ranks.from_first(claim))
 
 
 def _check(options: Options) -> None:
@@ -94,10 +107,39 @@ def _check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} {value} is not finite")
-    if (options.steps is None) == (options.epochs is None):
+    if options.output is None and not options.bench_data:
+        raise ValueError("--output: name a folder for the run")
+    if (options.steps is None) == (options.epochs is None) and not options.bench_data:
         raise ValueError("how long to train: give either --steps or --epochs")
     if options.val_shards is None and options.val_split is not None:
         raise ValueError(f"--val-split {options.val_split} wants --val-shards")
+
+
+def _cache(options: Options) -> Cache | None:
+    return Cache(options.cache.resolve(), int(options.cache_gigabytes * 1e9)) if options.cache is not None else None
+
+
+def _require_room(samples: Samples) -> None:
+    """Raise `ValueError` for a cache that shards would leave again before they were used."""
+    remote = sorted((shard.bytes for shard in samples.shards if shard.is_remote), reverse=True)
+    needed = sum(remote[: 2 * WINDOW_SHARDS])
+    if samples.cache is not None and needed > samples.cache.maximum_bytes:
+        raise ValueError(
+            f"--cache-gigabytes {samples.cache.maximum_bytes / 1e9:g} is too little: training reads from "
+            f"{2 * WINDOW_SHARDS} shards at a time, here up to {needed / 1e9:.3g} GB"
+        )
+
+
+def _speed_of_loading(task: Task) -> LoaderSpeed:
+    """Load as the run would, as fast as it goes."""
+    configuration, workers = task.configuration, task.session.workers
+    batches = training_batches(
+        task.samples, configuration.stream, task.plan, range(2**40), configuration.crop, task.share, workers
+    )
+    with prefetching(task.samples, task.plan) as prefetch:
+        if prefetch:
+            prefetch.at(0)
+        return bench_data(batches, task.ranks.device)
 
 
 def _check_shares(options: Options, ranks: Ranks) -> None:
@@ -160,10 +202,10 @@ def _steps(options: Options, samples: Samples) -> int:
     return options.steps or math.ceil((options.epochs or 0) * len(samples) / options.batch_size)
 
 
-def _validation(options: Options, samples: Samples) -> Samples | None:
+def _validation(options: Options, samples: Samples, cache: Cache | None) -> Samples | None:
     if options.val_shards is None:
         return None
-    validation = trainable_samples(open_samples(options.val_shards, options.val_split), options.stream)
+    validation = trainable_samples(open_samples(options.val_shards, options.val_split, cache), options.stream)
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
     if options.stream == "flow":
