@@ -189,8 +189,8 @@ def _notes(name: RecipeName, options: Mapping[str, Any], batch_size: int, device
         )
     if name != "finetune" and options.get("init") is None:
         notes.append(
-            "Without --init it begins with random weights. On Kinetics' test set the released networks that did so have "
-            "a top-1 of 68.4 % (RGB) and 61.5 % (flow), those begun with ImageNet's 71.1 % and 63.4 %."
+            "Without --init it begins with random weights. On Kinetics' test set released networks that did so have a "
+            "top-1 of 68.4 % (RGB) and 61.5 % (flow), those begun with ImageNet's 71.1 % and 63.4 %."
         )
     return tuple(notes)
 
