@@ -208,7 +208,7 @@ def _read_run(folder: Path, name: str) -> Run:
     for line in lines:
         _check_line(line, metrics)
     stream, batch_size, steps = settings.get("stream"), settings.get("batch_size"), config["session"].get("steps")
-    if stream not in STREAM_CHANNELS:
+    if stream not in tuple(STREAM_CHANNELS):  # perhaps a list, which no dictionary can be asked for
         raise FormatError(f"{folder}/config.json: stream {_brief(stream)} is none of {', '.join(STREAM_CHANNELS)}")
     for key, value in (("batch_size", batch_size), ("steps", steps)):
         if not _is_number(value, int) or not value:

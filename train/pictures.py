@@ -144,7 +144,8 @@ def _figure(sample: Sample, answers: dict[str, Any]) -> Html:
 
 def _encoded(suffix: str, picture: np.ndarray) -> bytes:
     """An RGB picture as the bytes of a file."""
-    ok, encoded = cv2.imencode(suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
+    ok, encoded = cv2.imencode(suffix, picture[..., ::-1], options)
     if not ok:
         raise RuntimeError(f"cannot encode a picture of {picture.shape} as {suffix}")
     return encoded.tobytes()
