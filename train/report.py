@@ -73,9 +73,8 @@ def speed_curves(runs: Mapping[str, Lines], batch_sizes: Mapping[str, int]) -> s
         rates[name] = _thinned(steps, (clips / seconds).tolist())
         shares[name] = _thinned(steps, np.minimum(waiting / seconds, 1).tolist())
     of = f"mean of {window} steps"
-    return line_chart(f"Clips a second, {of}", "step", rates) + line_chart(
-        f"Share of the time waiting for data, {of}", "step", shares, highest=1.0
-    )
+    waiting_chart = line_chart(f"Share of the time waiting for data, {of}", "step", shares)
+    return line_chart(f"Clips a second, {of}", "step", rates) + waiting_chart
 
 
 def smoothing_window(runs: Mapping[str, Lines]) -> int:
@@ -112,7 +111,7 @@ def line_chart(
         (left, level), right = place(0, tick).split(","), WIDTH - RIGHT
         parts.append(
             f'<path d="M{left} {level}H{right}" stroke="currentColor" opacity=".2"/>'
-            f'<text x="{LEFT - 8}" y="{level}" dy="6" text-anchor="end" {TEXT}>{tick:g}</text>'
+            f'<text x="{LEFT - 8}" y="{level}" dy="6" text-anchor="end" {TEXT}>{_tick(tick)}</text>'
         )
     for share in (0, 0.5, 1):
         across = place(share * x_end, ticks[0]).split(",")[0]
@@ -196,6 +195,12 @@ def _last_sums(values: Sequence[float], window: int) -> np.ndarray:
 def _looks() -> Iterator[tuple[str, str, str]]:
     """Legend, dashes and colour of each curve in turn."""
     return ((line, dash, colour) for line, dash in DASHES for colour in COLOURS)
+
+
+def _tick(value: float) -> str:
+    """A number beside an axis, in the room that there is."""
+    words = f"{value:g}"
+    return words if len(words) < 6 else f"{value:.2g}".replace("e-0", "e-")
 
 
 def _from_zero(end: float) -> tuple[list[float], Callable[[float], float]]:
