@@ -6,7 +6,7 @@ picture = colour_code(flow[0])            # [H, W, 3] uint8
 """
 
 from flow.coding import decode_flow_codes, dequantise, encode_flow, flow_pictures, quantise
-from flow.colour import colour_code, colour_legend
+from flow.colour import colour_code, colour_legend, film_strip
 from flow.estimate import BackendUnavailable, fastest_backend, tvl1, tvl1_pairs
 from flow.frames import decode_frames, plane_of
 from flow.parameters import VARIANTS, TVL1Params
@@ -22,6 +22,7 @@ __all__ = [
     "dequantise",
     "encode_flow",
     "fastest_backend",
+    "film_strip",
     "flow_pictures",
     "plane_of",
     "quantise",

@@ -47,6 +47,23 @@ def colour_code(flow: np.ndarray, scale_pixels: float = 5.0) -> np.ndarray:
     return np.asarray(np.rint(within * 255), np.uint8)
 
 
+def film_strip(frames: np.ndarray, fields: np.ndarray | None, scale_pixels: float = 5.0) -> np.ndarray:
+    """Frames in a row, and below each the flow from it in colours.
+
+    Args:
+        frames: [N, H, W, 3] uint8 RGB.
+        fields: [N, H, W, 2] float pixels, or None for the frames alone.
+        scale_pixels: as of `colour_code`.
+
+    Returns:
+        [H or 2H, N · W, 3] uint8 RGB.
+    """
+    rows = [np.concatenate(list(frames), axis=1)]
+    if fields is not None:
+        rows.append(np.concatenate([colour_code(field, scale_pixels) for field in fields], axis=1))
+    return np.concatenate(rows)
+
+
 def colour_legend(side_pixels: int = 64) -> np.ndarray:
     """The wheel itself as a disc on white: [side, side, 3] uint8; its rim is the full scale."""
     axis = np.linspace(-1, 1, side_pixels)

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flow import colour_code, decode_flow_codes, dequantise
+from flow import decode_flow_codes, dequantise, film_strip
 from manifests.index import read_index, read_members, read_metadata, read_snapshot
 from manifests.sample import FLOW, METADATA, RGB, FormatError
 from pipeline.video import decode_rgb
@@ -33,13 +33,11 @@ def preview(members: dict[str, bytes], columns: int = COLUMNS) -> np.ndarray:
     """Frames spread over the clip above, the flow from each of them below: [H or 2H, columns · W, 3] uint8 RGB."""
     frames = decode_rgb(members[RGB])
     places = np.unique(np.linspace(0, len(frames) - 2, columns).round().astype(int))
-    rows = [np.concatenate(list(frames[places]), axis=1)]
+    fields = None
     if FLOW in members:
         bound = read_metadata(members[METADATA], METADATA)["flow"]["bound_pixels"]
-        codes = decode_flow_codes(members[FLOW])[places]
-        pictures = [colour_code(dequantise(code, bound), FLOW_SCALE_PIXELS) for code in codes]
-        rows.append(np.concatenate(pictures, axis=1))
-    return np.concatenate(rows)
+        fields = dequantise(decode_flow_codes(members[FLOW])[places], bound)
+    return film_strip(frames[places], fields, FLOW_SCALE_PIXELS)
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -11,11 +11,11 @@ import numpy as np
 
 from manifests.files import names_in, write_file
 from manifests.index import Shard, Snapshot, read_snapshot
+from manifests.page import Cell, Html, Number, bars, cards, page, percent, table, unbroken
 from manifests.sample import FRAME_RATE
 from pipeline.account import COLUMNS, FAILURES, Account, Resampled, Share, take_account
 from pipeline.generations import REPORT, REPORT_LISTS, snapshot_names
 from pipeline.ledger import LATER, REASONS, WITHDRAWN
-from pipeline.page import Cell, Html, Number, bars, cards, page, percent, table, unbroken
 from pipeline.pictures import pictures
 from pipeline.progress import STAGES
 from pipeline.turns import GPU

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from train.cli import evaluate_command, predict_command, train_command
+from train.cli import evaluate_command, predict_command, report_command, train_command
 
 COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "purge"}
 
@@ -17,6 +17,7 @@ COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "
         (train_command, ()),
         (evaluate_command, ()),
         (predict_command, ()),
+        (report_command, ()),
     ],
 )
 def test_help_has_an_example(command, arguments):

@@ -1,4 +1,4 @@
-"""The commands `i3d-train`, `i3d-eval` and `i3d-predict`: parse, call one function, turn its errors into messages."""
+"""The commands `i3d-train`, `i3d-eval`, `i3d-predict`, `i3d-report`: parse, call a function, put errors into words."""
 
 import json
 import os
@@ -20,6 +20,8 @@ from model.i3d import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, require_good, summary
+from train.page import read_runs, write_page
+from train.pictures import clip_figures
 from train.predict import predict
 from train.quarantine import TooManyBad
 from train.recipes import RECIPES, RecipeName, describe, lay_recipe
@@ -229,6 +231,31 @@ def predict_command(
     else:
         for place in found["top"]:
             click.echo(f"{place['probability']:.4f}  {place['label']}")
+
+
+@click.command("i3d-report", context_settings=CONTEXT)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The HTML file.")
+@click.option(
+    "--clips",
+    type=click.IntRange(0, 100),
+    default=4,
+    show_default=True,
+    help="How many held-out clips to show, with their flow and what each run's best.pt says of them.",
+)
+def report_command(runs: tuple[Path, ...], output: Path, clips: int) -> None:
+    """Compare training runs on one HTML page.
+
+    Losses, rates, speed, evaluations, what differs between their configurations, samples left out, and a few clips.
+
+    Example: i3d-report runs/rgb runs/flow --output page.html
+    """
+    try:
+        found = read_runs(runs)
+        figures, left_out = clip_figures(found, clips) if clips else ([], [])
+        write_page(found, output, figures, left_out)
+    except (FormatError, OSError) as error:
+        raise click.ClickException(printable(str(error))) from error
 
 
 def _print_summary(found: dict[str, Any]) -> None:

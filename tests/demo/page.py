@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.files import write_file
+from manifests.page import page
 from pipeline.account import take_account
-from pipeline.page import page
 from pipeline.pictures import clip_figure
 from pipeline.preview import read_sample
 from pipeline.report import dataset_sections

@@ -1,5 +1,6 @@
 """HTML that needs nothing from outside: a page, tables, cards, bars. All text is escaped here, but for `Html`."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -18,7 +19,7 @@ th { vertical-align: bottom; } tr.sum td { font-weight: 600; }
 .line { white-space: nowrap; } td pre { min-width: 18rem; } summary { cursor: pointer; margin: .5rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .8rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; display: block; border-radius: .25rem; }
-figcaption { font-size: .9rem; overflow-wrap: anywhere; }
+figcaption { font-size: .9rem; overflow-wrap: anywhere; } .key { display: inline-block; }
 svg.bars { width: 100%; max-width: 40rem; display: block; } svg.bars text { fill: currentColor; font-size: 13px; }
 svg.bars rect { fill: var(--bar); }
 """
@@ -91,6 +92,24 @@ def bars(title: str, counts: Mapping[str, int]) -> Html:
     return Html(
         f'<svg class="bars" viewBox="0 0 {WIDTH} {ROW * len(counts)}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
+    )
+
+
+def figure(picture: bytes, media_type: str, width: int, height: int, description: str, caption: str) -> Html:
+    """A picture within the page.
+
+    Args:
+        picture: content of the file.
+        media_type: "image/png" or "image/jpeg".
+        width: in pixels, as it is shown where there is room.
+        height: in pixels.
+        description: plain text.
+        caption: HTML.
+    """
+    url = f"data:{media_type};base64,{base64.b64encode(picture).decode()}"
+    return Html(
+        f'<figure><img alt="{escape(description)}" src="{url}" width="{width}" height="{height}">'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
