@@ -212,8 +212,10 @@ def test_samples_are_read_from_the_copy(net, dataset, tmp_path):
     assert not cached.exists()
     assert samples[3].read() == wanted[3]
     assert cached.exists()
-    with pytest.raises(ValueError, match="holds no shard"):
-        open_samples(dataset, "train", Cache(tmp_path / "small", 1000))
+    for shards in (dataset, samples.shards[0].place):
+        with pytest.raises(ValueError, match="holds no shard"):
+            open_samples(shards, "train", Cache(tmp_path / "small", 1000))
+    assert not list((tmp_path / "small").glob("*.tar"))
 
 
 def test_a_bad_sample_of_a_cached_shard_is_named_and_the_shard_kept(net, dataset, tmp_path):

@@ -31,9 +31,9 @@ T = TypeVar("T")
 OPENING_SECONDS = 60.0  # a user waits for it, who may have mistyped the host
 READING_SECONDS = 900.0  # a training waits for it that has run for a week
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 20.0
-TRIES_OF_WRONG_CONTENT = 3
+TRIES_OF_WRONG_CONTENT = 4
 STALL_SECONDS = 20.0  # without a byte
-SLOWEST_BYTES_PER_SECOND = 16 * 1024  # below that a request is begun anew
+SLOWEST_BYTES_PER_SECOND = 64 * 1024  # below that a request is begun anew
 PART_BYTES = 4 << 20
 AT_A_TIME = 8  # parts of a file
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", re.ASCII)
@@ -318,15 +318,15 @@ async def _streamed(fs: Any, url: str, size: int, descriptor: int) -> None:
 
 
 async def _store_range(fs: Any, url: str, start: int, stop: int) -> bytes:
-    content = await _asked_store(fs._cat_file(url, start=start, end=stop), url)
+    content = await _asked_store(fs._cat_file(url, start=start, end=stop), url, stop - start)
     if len(content) < stop - start:
         raise _truncated(start + len(content), stop)
     return bytes(content)
 
 
-async def _asked_store(request: Coroutine[Any, Any, T], url: str) -> T:
+async def _asked_store(request: Coroutine[Any, Any, T], url: str, size: int = PART_BYTES) -> T:
     try:
-        return await asyncio.wait_for(request, STALL_SECONDS + PART_BYTES / SLOWEST_BYTES_PER_SECOND)
+        return await asyncio.wait_for(request, STALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # each client has kinds of its own, which share no base

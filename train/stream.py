@@ -87,15 +87,14 @@ class Sample(NamedTuple):
         """Members from the node's copy of the shard; None where there is no room for one or it is damaged."""
         if self.cache is None:
             return None
-        for _ in range(2):  # it may be removed before it is opened
+        for _ in range(2):
             try:
                 path = self.cache.fetch(self.shard)
                 return None if path is None else _members_in(path, self.record, wanted)
             except FormatError:
                 return None
-            except FileNotFoundError as error:
-                if isinstance(error, remote.Unreachable) or self.cache.path_of(self.shard).exists():
-                    raise
+            except FileNotFoundError:  # it was removed before it was opened, or is gone from where it was
+                continue
         return None
 
 
@@ -206,10 +205,7 @@ def open_samples(shards: str, split: str | None = None, cache: Cache | None = No
         OSError: a place that cannot be reached, or a cache that cannot be written.
     """
     folder, name = _folder_of(shards)
-    samples = _of_tars(shards, split, cache) if folder is None else _of_dataset(folder, name, split, cache)
-    if cache is not None:
-        cache.require_room(samples.shards)
-    return samples
+    return _of_tars(shards, split, cache) if folder is None else _of_dataset(folder, name, split, cache)
 
 
 def _folder_of(shards: str) -> tuple[str | None, str | None]:
@@ -248,6 +244,8 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
         every = zip(snapshot.shards, _indexes_of(folder, snapshot.shards, afar), strict=True)
         there = sorted({name or "(none)" for shard, records in every for name in _splits_of(shard, records)})
         raise FormatError(f"{folder}: no sample of split {split!r}; there are {', '.join(there) or 'no samples'}")
+    if cache is not None:
+        cache.require_room(files)
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
     records, shard_of = table.in_order()
@@ -325,7 +323,10 @@ class _Table:
         """All records in the order of their keys, and the number of each one's shard."""
         shard_of = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
         order = np.argsort(np.ascontiguousarray(self._records["key"][: self._end]), kind="stable")
-        return self._records[order], shard_of[order]
+        found = self._records[order], shard_of[order]
+        for array in found:
+            array.setflags(write=False)  # processes share them
+        return found
 
 
 def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:

@@ -65,6 +65,7 @@ def indexed_tars(names: str, cache: Cache | None) -> list[IndexedTar]:
 
     Raises:
         FormatError: none there, or one that is damaged or not of our samples.
+        ValueError: a cache that is too small.
         OSError: one that cannot be reached.
     """
     try:
@@ -74,6 +75,8 @@ def indexed_tars(names: str, cache: Cache | None) -> list[IndexedTar]:
     places = sorted({place for name in expanded for place in _places(name)})
     with ThreadPoolExecutor(INDEXES_AT_A_TIME) as pool:
         shards = list(pool.map(_shard_at, places))
+    if cache is not None:
+        cache.require_room(shards)
     with ThreadPoolExecutor(TARS_AT_A_TIME) as pool:
         return list(pool.map(partial(_indexed, cache=cache), shards))
 
