@@ -137,7 +137,7 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
     x = torch.empty(batch, time, side, side, 3, dtype=dtype, device=pixels.device)
     for channel, difference in enumerate((red, green, blue)):
         of_pixels = x[..., channel].view(batch, time, half, 2, half, 2)
-        of_pixels.copy_(y.view(batch, time, half, 2, half, 2)).add_(difference[:, :, :, None, :, None])
+        torch.add(y.view(batch, time, half, 2, half, 2), difference[:, :, :, None, :, None], out=of_pixels)
     return x.clamp_(-1, 1).permute(0, 4, 1, 2, 3)  # a view: what was [B, T, H, W, C] is channels_last_3d
 
 
