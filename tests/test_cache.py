@@ -18,7 +18,7 @@ from manifests.sample import FLOW, FormatError
 from tests import golden
 from tests.faults import faulty_net, once
 from train import remote
-from train.cache import Cache, ShardFile, claimed_file
+from train.cache import Cache, ShardFile, claimed_file, name_claimed
 from train.loader import whole_clips
 from train.stream import Sample, open_samples
 
@@ -52,7 +52,7 @@ def there(cache):
 
 def alone(work, *arguments):
     """Start a forked process."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 
@@ -131,15 +131,33 @@ def test_a_killed_download_is_begun_anew_and_leaves_nothing(net, tmp_path, numbe
     assert not list(cache.folder.glob(f".*{PARTIAL_SUFFIX}"))  # that of the other one, too
 
 
-def test_a_child_forked_within_a_download_does_not_keep_the_lock(tmp_path):
-    with claimed_file(tmp_path / "a.tar"):
+def test_who_waits_has_its_turn_when_another_gives_up(tmp_path):
+    """Although children that were forked meanwhile have the locked file open, too, and go on."""
+    path = tmp_path / "a.tar"
+
+    def write():
+        with claimed_file(path) as file:
+            if file is not None:
+                file.write(b"whole")
+                name_claimed(file, path)
+
+    def opened(process):
+        return sum(PARTIAL_SUFFIX in str(file.readlink()) for file in Path(f"/proc/{process.pid}/fd").iterdir())
+
+    with claimed_file(path):
         child = alone(time.sleep, 60)
-    started = time.monotonic()
-    with claimed_file(tmp_path / "a.tar") as file:
-        assert file is not None
-    assert time.monotonic() - started < 30
+        waiting = [alone(write) for _ in range(3)]
+        deadline = time.monotonic() + 30
+        while min(map(opened, waiting)) < 2:  # one of them is ours
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    for process in waiting:
+        process.join(30)
     child.kill()
     child.join()
+    assert [process.exitcode for process in waiting] == [0] * 3
+    assert path.read_bytes() == b"whole"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tar"]
 
 
 def limited(folder, url, size):
