@@ -200,7 +200,8 @@ def _looks() -> Iterator[tuple[str, str, str]]:
 def _tick(value: float) -> str:
     """A number beside an axis, in the room that there is."""
     if 0 < value < 0.001:
-        return f"{value:.0e}".replace("e-0", "e-")
+        power = math.ceil(-math.log10(value))
+        return f"{value * 10**power:.3g}e-{power}"
     return f"{value:g}"
 
 
