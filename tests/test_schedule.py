@@ -110,6 +110,13 @@ def test_a_plateau_drops_when_torchs_does(patience):
     assert learning_rate(schedule, 7, 10**6) >= 0
 
 
+def test_a_loss_that_is_as_low_as_before_is_no_new_lowest():
+    plateau = Plateau(2)
+    for loss in (1.0, 1.0, 1.0):
+        plateau.see(loss)
+    assert plateau.drops == 1
+
+
 def test_a_plateau_goes_on_from_its_state():
     losses = [3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7, 1.8, 1.9, 1.4]
     whole = Plateau(2)

@@ -199,8 +199,10 @@ def _looks() -> Iterator[tuple[str, str, str]]:
 
 def _tick(value: float) -> str:
     """A number beside an axis, in the room that there is."""
-    words = f"{value:g}"
-    return words if len(words) < 6 else f"{value:.2g}".replace("e-0", "e-")
+    if 0 < value < 0.001:
+        power = math.ceil(-math.log10(value))
+        return f"{value * 10**power:.3g}e-{power}"
+    return f"{value:g}"
 
 
 def _from_zero(end: float) -> tuple[list[float], Callable[[float], float]]:
