@@ -41,7 +41,8 @@ class Checkpoint:
     """The weights of one I3D network, and what is known of them.
 
     Attributes:
-        state_dict: of an `I3D(num_classes, STREAM_CHANNELS[stream])`: tensors of torch's default dtype, float32, in main memory, all finite.
+        state_dict: of an `I3D(num_classes, STREAM_CHANNELS[stream])`: of torch's default dtype, float32, all finite,
+            in main memory.
         stream: "rgb" (3 input channels) or "flow" (2).
         num_classes: the number of logits.
         format: where the weights come from.
@@ -291,7 +292,7 @@ def _load_run(file: Path, content: Mapping[str, object]) -> Checkpoint:
 
 
 def _take_tensors(names: Mapping[str, str], values: Mapping[str, object]) -> tuple[Stream, int, dict[str, Tensor]]:
-    """Stream, number of classes and tensors of torch's default dtype under our names, after a check of types and shapes."""
+    """Stream, number of classes and tensors of the default dtype under our names; types and shapes are checked."""
     tensors = {name: value for name in names if isinstance(value := values[name], Tensor) and _is_plain(value)}
     refuse("no plain tensors of floating point", [name for name in names if name not in tensors])
     stream, num_classes = _identify(names, {name: tuple(tensors[name].shape) for name in names})

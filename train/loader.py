@@ -1,9 +1,11 @@
 """Decoding in worker processes: views of a plan as batches, and whole clips one by one. 8-bit pixels leave a worker."""
 
+import atexit
 import ctypes
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing import active_children
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -209,6 +211,13 @@ class _WithErrors(Dataset):
 
 def _unchanged(item: T) -> T:
     return item
+
+
+@atexit.register  # later than multiprocessing's own, and so before it: that would wait for them for ever
+def _kill_workers() -> None:
+    """After an error, workers may still be there that no SIGTERM ends."""
+    for child in active_children():
+        child.kill()
 
 
 def _live_and_die_with_the_trainer(_: int) -> None:
