@@ -1,20 +1,26 @@
 """i3d-train under torchrun: real ranks on gloo, stopped, killed and resumed in other numbers."""
 
+import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from manifests.index import read_snapshot
 from model import load_training
+from pipeline.generations import publish
 from tests import golden
+from tests.faults import faulty_net, once
 from train.log import read_metrics
 from train.quarantine import read_quarantine
 from train.stream import open_samples
@@ -209,7 +215,6 @@ def test_bad_samples_are_named_counted_and_count_for_nothing(tmp_path):
 @pytest.mark.slow
 def test_bad_samples_on_any_rank(tmp_path):
     keys = damaged_copy(tmp_path / "data", (0, 1, 2))
-    (tmp_path / "lists").mkdir()
     for ranks in (1, 2):
         run = tmp_path / str(ranks)
         options = ("--shards", tmp_path / "data", "--steps", 6, "--accumulate", 2 // ranks, "--workers", 1)
@@ -230,3 +235,82 @@ def test_bad_samples_of_validation(tmp_path):
 def test_a_batch_that_cannot_be_dealt_out(tmp_path):
     said = train(tmp_path / "run", "--steps", 1, "--accumulate", 3, status=1)
     assert "--batch-size 4 is that of all ranks together: it must be a multiple of 1 ranks times --accumulate 3" in said
+
+
+@pytest.mark.slow
+def test_a_run_keeps_to_its_snapshot(tmp_path):
+    """What is published meanwhile does not move it; under its own name the old snapshot may be asked for, too."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(golden.DATASET, data)
+    train(tmp_path / "whole", "--shards", data, "--steps", 3)
+    train(run, "--shards", data, "--steps", 1, "--val-shards", data, "--val-split", "val")
+    older = read_snapshot(data)
+    publish(data, replace(older, name="0002", parent="0001"))
+    assert open_samples(str(data), "train").snapshot == "0002"
+    train(run, "--shards", data, "--steps", 2, "--val-shards", data, "--val-split", "val", "--resume", "auto")
+    train(run, "--shards", f"{data}@0001", "--steps", 3, "--val-shards", data, "--val-split", "val", "--resume", "auto")
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-9)
+    said = train(run, "--shards", f"{data}@0002", "--steps", 4, "--val-shards", data, "--val-split", "val",
+                 "--resume", "auto", status=1)  # fmt: skip
+    assert "another configuration: data.snapshot: '0001' → '0002'" in said
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    train(tmp_path / "whole", "--steps", 6)
+    child = start(run, "--steps", 100_000, "--checkpoint-every", 3)
+    wait_for(lambda: (run / "checkpoints" / "000000003.pt").exists(), child)
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))  # a state has a hundred
+    said = child.communicate(timeout=120)[0]
+    assert child.returncode == 1
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert all(path.suffix == ".pt" for path in (run / "checkpoints").iterdir())
+    done = int(max((run / "checkpoints").iterdir()).stem)
+    train(run, "--steps", done + 2, "--resume", "auto")
+    assert losses(run)[:6] == pytest.approx(losses(tmp_path / "whole"), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run(tmp_path):
+    run = tmp_path / "run"
+    child = start(run, "--steps", 100_000, "--workers", 2)
+    wait_for(lambda: len(losses(run)) > 2, child)
+    worker = next(pid for pid in processes_of(run) if pid != child.pid)
+    os.kill(worker, signal.SIGKILL)
+    said = child.communicate(timeout=60)[0]
+    assert child.returncode == 1
+    assert "a process that decodes has died" in said
+    assert "Traceback" not in said
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_shards_from_afar_and_their_cache_change_nothing_but_time(tmp_path):
+    """A server that fails the first answer to each question, two ranks, one cache."""
+    options = ("--steps", 3, "--workers", 1, "--val-split", "val")
+    train(tmp_path / "here", *options, "--val-shards", golden.DATASET, "--accumulate", 2)
+    with faulty_net(golden.DATASET) as net:
+        for name, cache in (("afar", ()), ("cached", ("--cache", tmp_path / "cache", "--cache-gigabytes", 1))):
+            net.asked.clear()
+            net.fault = once("unavailable")
+            places = ("--shards", net.url, "--val-shards", net.url)
+            train(tmp_path / name, *options, *places, *cache, ranks=2)
+            assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "here"), rel=1e-9)
+        assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
+        small = ("--cache", tmp_path / "small", "--cache-gigabytes", 0.0002)
+        said = train(tmp_path / "small-run", *options, *places, *small, status=1)
+        assert "--cache-gigabytes 0.0002 is too little" in said
+
+
+@pytest.mark.slow
+def test_recipes_say_what_they_set(tmp_path):
+    said = train(tmp_path / "run", "--recipe", "released-flow", "--steps", 2)
+    assert re.search(r"--schedule +released +README of kinetics-i3d", said)
+    configuration = json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]
+    assert configuration["schedule"]["name"] == "released"
+    said = train(tmp_path / "run", "--recipe", "released-flow", "--steps", 3, "--resume", "auto", status=1)
+    assert "schedule.steps: 2 → 3" in said
+    said = train(tmp_path / "rgb", "--recipe", "released-rgb", "--steps", 2, status=1)
+    assert "released-flow is" in said

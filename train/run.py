@@ -31,6 +31,7 @@ Precision = Literal["fp32", "bf16"]
 CHECKPOINTS_KEPT = 2
 _CONFIG = "config.json"
 _CHECKPOINT = re.compile(r"[0-9]{9}\.pt")
+_SNAPSHOT = re.compile(r"@[0-9]{4,9}/?$")
 
 
 class RunError(Exception):
@@ -135,6 +136,26 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     content = {"configuration": wanted, "session": asdict(session), "versions": versions}
     write_file(file, canonical_json(content))
     return checkpoint_path(folder, steps[-1]) if steps else None
+
+
+def pinned(folder: Path, shards: str, part: Literal["data", "validation"]) -> str:
+    """What a user named, with the snapshot that the run in `folder` began with, where it is to go on with the same.
+
+    So a dataset to which something is added every night does not change under a run.
+
+    Args:
+        folder: of the run.
+        shards: the user's words.
+        part: which of the run's samples they are.
+
+    Raises:
+        FormatError: the folder holds a run whose configuration is damaged.
+    """
+    if not checkpoint_steps(folder) or _SNAPSHOT.search(shards):
+        return shards
+    found = _read_configuration(folder / _CONFIG).get(part)
+    snapshot = found.get("snapshot") if isinstance(found, dict) else None
+    return f"{shards.rstrip('/')}@{snapshot}" if isinstance(snapshot, str) else shards
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

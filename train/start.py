@@ -19,7 +19,7 @@ from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
 from train.ranks import Ranks, joined_ranks
-from train.run import Configuration, Precision, Session, identity, open_run
+from train.run import Configuration, Precision, Session, identity, open_run, pinned
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import Task
 from train.stream import Samples, open_samples, trainable_samples
@@ -82,14 +82,14 @@ def start(options: Options) -> None:
     _check(options)
     with joined_ranks() as ranks, ExitStack() as held:
         _check_shares(options, ranks)
-        cache = _cache(options)
-        samples = trainable_samples(open_samples(options.shards, options.split, cache), options.stream)
+        folder, cache = options.output or Path(), _cache(options)
+        shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
+        samples = trainable_samples(open_samples(shards, options.split, cache), options.stream)
         _require_room(samples)
-        validation = _validation(options, samples, cache)
+        validation = _validation(options, folder, samples, cache)
         initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
         configuration = _configuration(options, samples, validation, initial, ranks)
         session = _session(options, samples, ranks)
-        folder = options.output or Path()
         task = Task(folder, configuration, session, samples, validation, ranks)
         if options.bench_data:
             print(_speed_of_loading(task))
@@ -202,10 +202,11 @@ def _steps(options: Options, samples: Samples) -> int:
     return options.steps or math.ceil((options.epochs or 0) * len(samples) / options.batch_size)
 
 
-def _validation(options: Options, samples: Samples, cache: Cache | None) -> Samples | None:
+def _validation(options: Options, folder: Path, samples: Samples, cache: Cache | None) -> Samples | None:
     if options.val_shards is None:
         return None
-    validation = trainable_samples(open_samples(options.val_shards, options.val_split, cache), options.stream)
+    shards = pinned(folder, options.val_shards, "validation") if options.resume == "auto" else options.val_shards
+    validation = trainable_samples(open_samples(shards, options.val_split, cache), options.stream)
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
     if options.stream == "flow":
