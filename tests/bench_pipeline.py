@@ -30,7 +30,7 @@ from pipeline.ledger import Outcome, record_outcomes
 from pipeline.run import make_plan
 from pipeline.video import decode_luma, encode_rgb, flow_coding
 
-CLIPS = 24
+CLIPS, FLOW_CLIPS = 24, 12  # with flow a clip takes longer
 CLIP_SECONDS = 10
 SMALL = ("--short-side", "64")  # of the clips with flow: what is measured is who waits for whom, and not TV-L1
 PAIRS_PER_SECOND = 3000  # what a GPU is to compute; no GPU is asked here
@@ -46,8 +46,8 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def render_sources(folder: Path) -> Path:
-    """Videos of ten seconds with noise in them, 640x360 at 30 frames a second, and their list."""
+def render_sources(folder: Path) -> None:
+    """Videos of ten seconds with noise in them, 640x360 at 30 frames a second, and lists of them beside the folder."""
     folder.mkdir()
     rows = ["label,youtube_id,time_start,time_end,split"]
     for number in range(CLIPS):
@@ -55,13 +55,13 @@ def render_sources(folder: Path) -> Path:
         command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", "-g", "60"]
         subprocess.run([*command, str(folder / f"{number:011d}.mp4")], check=True, timeout=120)
         rows.append(f"yoga,{number:011d},0,{CLIP_SECONDS},val")
-    (folder.parent / "val.csv").write_text("\n".join(rows) + "\n")
-    return folder.parent / "val.csv"
+    (folder.parent / "rgb.csv").write_text("\n".join(rows) + "\n")
+    (folder.parent / "flow.csv").write_text("\n".join(rows[: 1 + FLOW_CLIPS]) + "\n")
 
 
 def bench_book_keeping(folder: Path) -> list[tuple[str, ...]]:
     """Preparing through Beam, ledger, shards, index and snapshot, against the bare steps in as many threads."""
-    listed = render_sources(folder / "videos")
+    render_sources(folder / "videos")
     workers, rows = os.cpu_count() or 1, [("", "bare steps, s", "kinetics-prep run, s", "ratio")]
     PipelineOptions()  # Beam's imports are not what is measured
     for name, flow, size in (("no flow, short side 256", None, ()), ("flow, short side 64", "tvl1", SMALL)):
@@ -69,7 +69,9 @@ def bench_book_keeping(folder: Path) -> list[tuple[str, ...]]:
         source = FolderSource(str(folder / "videos"))
         short_side = int(size[1]) if size else 256
 
-        def bare(coding=coding, source=source, short_side=short_side) -> None:
+        listed = folder / ("flow.csv" if flow else "rgb.csv")
+
+        def bare(coding=coding, source=source, short_side=short_side, listed=listed) -> None:
             plan = make_plan([listed], [source], folder / "bare", flow=coding, short_side=short_side)
             with ThreadPoolExecutor(workers) as pool:
                 outcomes = list(pool.map(lambda clip: _both(clip, plan.job), plan.clips))
@@ -95,13 +97,19 @@ def _both(clip, job):
 def bench_cores(folder: Path) -> list[tuple[str, ...]]:
     """The same run on one core and on two."""
     rows = [("", "one core, s", "two cores, s", "ratio")]
-    listed = folder / "val.csv"
-    for name, options in (("no flow, short side 256", ("--flow", "none")), ("flow, short side 64", SMALL)):
+    cases = (("no flow, short side 256", "rgb.csv", ("--flow", "none")), ("flow, short side 64", "flow.csv", SMALL))
+    for name, listed, options in cases:
         seconds = []
         for cores in ({0}, {0, 1}):
             output = folder / "cores"
             shutil.rmtree(output, ignore_errors=True)
-            program = [str(Path(sys.executable).with_name("kinetics-prep")), "run", "--manifest", str(listed), *options]
+            program = [
+                str(Path(sys.executable).with_name("kinetics-prep")),
+                "run",
+                "--manifest",
+                str(folder / listed),
+                *options,
+            ]
             program += ["--source", str(folder / "videos"), "--output", str(output), "--workers", str(len(cores))]
             work = lambda program=program, cores=cores: subprocess.run(  # noqa: E731
                 program, check=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
