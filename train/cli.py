@@ -185,7 +185,7 @@ def evaluate_command(
         found = summary(results, samples, streams)
         if json_file is not None:
             write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
-    except (FormatError, CheckpointError, OSError) as error:
+    except (ValueError, CheckpointError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_summary(found)
 
