@@ -9,7 +9,7 @@ DEMO ?= demo
 SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: help install system demo test test-all lint bench constraints clean
 

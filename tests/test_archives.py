@@ -192,6 +192,7 @@ def test_a_replacement_archive_overrides(tmp_path, listed, clip):
     assert width == {A: 128, B: 64}
 
 
+@pytest.mark.slow
 def test_an_archive_is_read_again_only_for_a_clip_that_it_holds(tmp_path, listed, clip, serve):
     site = tmp_path / "site"
     pack(site / "one.tar.gz", {f"{A}.mp4": clip("64x48")})

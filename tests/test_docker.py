@@ -142,6 +142,7 @@ def test_the_template_runs_kinetics_prep(tmp_path, make_video):
     assert sum(shard.samples for shard in read_snapshot(tmp_path / "out").shards) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_night_is_told_and_a_good_one_forgets_it(tmp_path):
     told = []
 

@@ -104,6 +104,7 @@ def test_a_stored_clips_flow_is_the_pipelines(make_video, tmp_path):
     np.testing.assert_array_equal(quantise(np.load(tmp_path / "x.npy")), codes)
 
 
+@pytest.mark.slow
 def test_signals_leave_nothing_behind(video, tmp_path):
     """And two at once with one output do not touch each other's work."""
     file, _ = video

@@ -48,7 +48,7 @@ CONTAINERS = {
     "old": (".avi", ("-c:v", "mpeg4", "-bf", "2", "-b:v", "250k")),
     "one keyframe": (".webm", (*VP8, "99999")),
 }
-QUICK = ("index first", "keyframes far apart")
+QUICK = ("index first",)
 
 
 class Site:

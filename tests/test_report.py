@@ -177,6 +177,7 @@ def test_the_exact_list_names_what_came_out_well(tmp_path):
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["failures.csv"]
 
 
+@pytest.mark.slow
 def test_a_run_with_the_exact_list_gives_the_same_dataset(tmp_path, make_video):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -198,6 +199,7 @@ def test_a_run_with_the_exact_list_gives_the_same_dataset(tmp_path, make_video):
     assert two.shards == one.shards
 
 
+@pytest.mark.slow
 def test_what_each_snapshot_added(tmp_path, make_video):
     folder = tmp_path / "in" / "walk"
     folder.mkdir(parents=True)

@@ -350,12 +350,13 @@ def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train,
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] == list(range(1, done + 3))
 
 
-@pytest.mark.parametrize("stream", ["rgb", "flow"])
+@pytest.mark.parametrize("stream", [pytest.param("rgb", marks=pytest.mark.slow), "flow"])
 def test_golden_loss_curve(tmp_path, stream):
     wanted = json.loads(golden.LOSSES.read_text())[stream]
     assert golden.losses(stream, tmp_path / "run") == pytest.approx(wanted, rel=golden.TOLERANCE)
 
 
+@pytest.mark.slow
 def test_states_of_other_names_are_left_alone(train, tmp_path):
     train("--steps", 2)
     folder = tmp_path / "run" / "checkpoints"
