@@ -216,6 +216,7 @@ def _unchanged(item: T) -> T:
 @atexit.register  # later than multiprocessing's own, and so before it: that would wait for them for ever
 def _kill_workers() -> None:
     """After an error, workers may still be there that no SIGTERM ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would print an error of its own for each
     for child in active_children():
         child.kill()
 

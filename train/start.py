@@ -25,6 +25,7 @@ from train.state import Task
 from train.stream import Samples, open_samples, trainable_samples
 
 MAXIMUM_WORKERS = 8
+MAXIMUM_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,12 @@ def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
 
 
 def _steps(options: Options, samples: Samples) -> int:
-    return options.steps or math.ceil((options.epochs or 0) * len(samples) / options.batch_size)
+    if options.steps is not None:
+        return options.steps
+    steps = math.ceil((options.epochs or 1) * len(samples) / options.batch_size)  # one where only loading is timed
+    if steps > MAXIMUM_STEPS:
+        raise ValueError(f"--epochs {options.epochs} are {steps} steps, want at most {MAXIMUM_STEPS}")
+    return steps
 
 
 def _validation(options: Options, folder: Path, samples: Samples, cache: Cache | None) -> Samples | None:
