@@ -59,7 +59,7 @@ class Log:
         self._file.close()
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """Note a step that is done: `lr`, `seconds`, `waiting_seconds`, `loss` unless all samples were bad, and more."""
+        """Note a step that is done: `lr`, `seconds`, `waiting_seconds`, `loss` unless all samples were bad, others."""
         self._write(step, values, "train")
         waiting = values["waiting_seconds"] / values["seconds"]
         rate = self._batch_size / values["seconds"]

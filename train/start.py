@@ -4,13 +4,13 @@ import math
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from manifests.lease import lease
-from manifests.sample import FormatError
+from manifests.sample import FormatError, differences
 from model import Checkpoint, Stream, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
@@ -19,7 +19,7 @@ from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
 from train.ranks import Ranks, joined_ranks
-from train.run import Configuration, Precision, Session, identity, open_run, pinned
+from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import Task
 from train.stream import Samples, open_samples, trainable_samples
@@ -74,7 +74,7 @@ def start(options: Options) -> None:
         ValueError: options that contradict each other, or one that is not finite.
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
-        RunError: a folder that holds something else.
+        RunError: a folder that holds something else, or ranks that would not train the same.
         LeaseHeld: another process trains in that folder.
         NonFiniteLossError: the training diverged.
         TooManyBad: more samples cannot be used than `max_bad`.
@@ -95,6 +95,8 @@ def start(options: Options) -> None:
         if options.bench_data:
             print(_speed_of_loading(task))
             return
+
+        _require_one_run(configuration, session, ranks)
 
         def claim() -> Path | None:
             held.enter_context(lease(folder))
@@ -150,6 +152,15 @@ def _check_shares(options: Options, ranks: Ranks) -> None:
             f"--batch-size {options.batch_size} is that of all ranks together: it must be a multiple of "
             f"{ranks.count} ranks times --accumulate {options.accumulate}"
         )
+
+
+def _require_one_run(configuration: Configuration, session: Session, ranks: Ranks) -> None:
+    """Raise `RunError` where a rank has other options or finds other data: a dataset may grow while they start."""
+    mine = {**asdict(configuration), "steps": session.steps, "accumulate": session.accumulate}
+    first, *others = ranks.gather([mine])
+    for rank, other in enumerate(others, start=1):
+        if changed := differences(first, other):
+            raise RunError(f"rank {rank} would train something else than rank 0: {', '.join(changed)}")
 
 
 def _configuration(
