@@ -196,15 +196,15 @@ def test_what_a_dataset_cannot_give(clips, checkpoints, tmp_path):
     no_flow = tmp_path / "no-flow"
     command(main, "run", "--manifest", clips, "--output", no_flow, "--short-side", 224, "--flow", "none")
     said = command(evaluate_command, "--shards", no_flow, "--flow", checkpoints / "flow.pt", status=1)
-    assert "has no flow: prepared with --flow none?" in said
+    assert "no flow: prepared with --flow none?" in said
     small = tmp_path / "small"
     command(main, "run", "--manifest", clips, "--output", small, "--short-side", 64, "--flow", "none")
     said = command(evaluate_command, "--shards", small, "--rgb", checkpoints / "rgb.pt", status=1)
     assert "smaller than the crop of 224x224" in said
 
 
-@pytest.mark.parametrize("as_tar", [False, True])
-@pytest.mark.parametrize("missing", [0.5, 0])
+# A tar that lacks nothing but its end is read by the index beside it.
+@pytest.mark.parametrize(("as_tar", "missing"), [(False, 0.5), (True, 0.5), (False, 0)])
 def test_a_truncated_shard_is_named(dataset, checkpoints, tmp_path, as_tar, missing):
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

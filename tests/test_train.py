@@ -141,7 +141,7 @@ def test_an_evaluation_that_a_stop_cut_off_is_made_up(demo, train, tmp_path):
     states = (load_training(tmp_path / name / "checkpoints" / "000000007.pt") for name in ("whole", "parts"))
     (whole, whole_training), (parts, parts_training) = states
     assert all(torch.equal(whole.state_dict[name], parts.state_dict[name]) for name in whole.state_dict)
-    assert whole_training["schedule"] == parts_training["schedule"]
+    assert whole_training["plateau"] == parts_training["plateau"]
 
 
 def test_lines_after_the_checkpoint_are_taken_back(train, tmp_path):
@@ -275,7 +275,7 @@ def test_a_folder_of_something_else_is_left_alone(train, tmp_path):
     run = tmp_path / "run"
     assert "holds a run already; go on with it (--resume auto)" in train("--steps", 2, status=1)
     said = train("--steps", 2, "--lr", 0.5, "--frames", 10, "--resume", "auto", status=1)
-    assert "another configuration: frames: 9 → 10, learning_rate: 0.001 → 0.5" in said
+    assert "another configuration: frames: 9 → 10, schedule.base_rate: 0.001 → 0.5" in said
     assert losses(run) == losses(run)[:1]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -296,7 +296,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints_whole
     assert all(tensor.isfinite().all() for tensor in state.state_dict.values())
 
 
-def test_a_damaged_sample_or_checkpoint_is_named(demo, train, tmp_path):
+def test_damaged_samples_or_checkpoints_are_named(demo, train, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(demo, copy)
     train("--steps", 1, shards=copy)
@@ -306,7 +306,8 @@ def test_a_damaged_sample_or_checkpoint_is_named(demo, train, tmp_path):
     content[int(sample.record["flow_offset"]) + 100] ^= 255
     shard.write_bytes(content)
     for workers in (0, 1):
-        said = train("--steps", 4, "--workers", workers, shards=copy, output=tmp_path / f"w{workers}", status=1)
+        options = ("--steps", 4, "--workers", workers, "--max-bad", 0)
+        said = train(*options, shards=copy, output=tmp_path / f"w{workers}", status=1)
         assert f"{shard.name}: {sample.key}.flow.mp4 holds other bytes than the index says" in said
         assert "Traceback" not in said
     checkpoint = tmp_path / "run" / "checkpoints" / "000000001.pt"
