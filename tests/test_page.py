@@ -339,6 +339,7 @@ def damaged(tmp_path, name, content):
         ("metrics.jsonl", json.dumps(step(1, loss=1e300)) + "\n", "1e+300"),
         ("metrics.jsonl", json.dumps(step(1, seconds=10**400)) + "\n", "seconds of step 1"),
         ("metrics.jsonl", json.dumps(step(1, lr=-0.1)) + "\n", "lr of step 1 is -0.1"),
+        ("metrics.jsonl", json.dumps(step(1, seconds=5e-324)) + "\n", "seconds of step 1 is 5e-324"),
         ("metrics.jsonl", json.dumps(step(1, lr=True)) + "\n", "lr of step 1 is True"),
         ("metrics.jsonl", json.dumps(evaluated(1, val_top1=1.5)) + "\n", "val_top1 of step 1 is 1.5, not from 0 to 1"),
         ("quarantine.jsonl", "no\n", "line 1"),

@@ -238,6 +238,8 @@ def test_bad_words(demo, train, tmp_path):
     assert "several splits (train, val): choose one" in train("--steps", 1, split=(), status=1)
     assert "no dataset is published there" in train("--steps", 1, "--shards", tmp_path, status=1)
     assert "smaller than the crop of 64x64" in train("--steps", 1, "--crop", 64, status=1)
+    assert "--epochs 1e+30 are" in train("--epochs", 1e30, output=tmp_path / "b", status=1)
+    assert "want an even number (--crop)" in train("--steps", 1, "--crop", 33, output=tmp_path / "odd", status=1)
     assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
     tars = next((demo / "shards" / "train").glob("*.tar"))
     said = train("--steps", 1, "--shards", tars, output=tmp_path / "c", status=1)
@@ -282,6 +284,10 @@ def test_a_folder_of_something_else_is_left_alone(train, tmp_path):
     assert "holds other files" in train("--steps", 1, output=tmp_path / "other", status=1)
     (tmp_path / "file").touch()
     assert "Not a directory" in train("--steps", 1, output=tmp_path / "file" / "run", status=1)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"layers": 3}')
+    assert "not the configuration of a run" in train("--steps", 1, output=tmp_path / "foreign", status=1)
+    assert (tmp_path / "foreign" / "config.json").read_text() == '{"layers": 3}'
     (run / "config.json").write_text("{}")
     assert "not the configuration of a run" in train("--steps", 2, "--resume", "auto", status=1)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from manifests.sample import FormatError
 from train.clock import WORK, Clock, Work
 from train.loader import Batch
 
@@ -44,6 +45,8 @@ def bench_data(batches: Iterator[Batch], device: torch.device, seconds: float = 
     whole, clips, copies = Clock(), 0, []
     started = time.perf_counter()
     for batch in batches:
+        if batch.bad:
+            raise FormatError(batch.bad[0].message)
         copies.append(_copy(batch, device))
         clips += len(batch.labels)
         whole.add(batch.clock)

@@ -27,14 +27,18 @@ from train.quarantine import TooManyBad
 from train.recipes import RECIPES, RecipeName, describe, lay_recipe
 from train.run import RunError
 from train.schedule import SCHEDULES
-from train.start import Options, start
+from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
 from train.stream import open_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
 CROP_OPTION = click.option(
-    "--crop", type=click.IntRange(min=MINIMUM_SIDE), default=CROP_PIXELS, show_default=True, help="Side in pixels."
+    "--crop",
+    type=click.IntRange(MINIMUM_SIDE, 1080),
+    default=CROP_PIXELS,
+    show_default=True,
+    help="Side in pixels, even.",
 )
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
 
@@ -46,7 +50,7 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
 @click.option("--val-split", help="Only this split of --val-shards.")
-@click.option("--steps", type=click.IntRange(1, 10**9), help="How many steps in all; this or --epochs.")
+@click.option("--steps", type=click.IntRange(1, MAXIMUM_STEPS), help="How many steps in all; this or --epochs.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
 @click.option("--recipe", type=click.Choice(RECIPES), help="Train as was published; prints what that sets.")
 @click.option("--batch-size", type=click.IntRange(1, 100_000), default=6, show_default=True, help="Clips a step.")
@@ -126,13 +130,13 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--bench-data", is_flag=True, help="Only say how fast batches are loaded, and what the time goes to.")
 @click.pass_context
 def train_command(context: click.Context, /, recipe: RecipeName | None, **options: Any) -> None:
-    r"""Train one stream of I3D on the shards that kinetics-prep wrote.
+    """Train one stream of I3D on the shards that kinetics-prep wrote.
 
     Random windows, crops and flips; SGD with momentum 0.9 (paper, §3). What is seen when depends on the data, the seed
     and the step alone. Ctrl-C or SIGTERM saves and ends; --resume auto goes on, with any number of ranks and workers.
 
-    \b
     Example: i3d-train --shards k400 --split train --stream rgb --epochs 40 --output runs/rgb
+
     On 8 GPUs: torchrun --nproc-per-node 8 --no-python i3d-train …
     """
     try:

@@ -119,18 +119,20 @@ class _Windows(Dataset):
         views = self.plan.batch(step, self.share, part)
         windows = [self._window(view, clock) for view in views]
         bad = tuple(window for window in windows if isinstance(window, Bad))
-        grey = blank_window(self.stream, len(views[0].pictures), self.crop)
-        pixels = [torch.from_numpy(grey if isinstance(window, Bad) else window) for window in windows]
+        pixels = [torch.from_numpy(self._shown(window, view)) for window, view in zip(windows, views, strict=True)]
         labels = self.samples.records["class_index"][[view.sample for view in views]]
         weights = torch.tensor([0.0 if isinstance(window, Bad) else 1.0 for window in windows])
         together = default_collate(pixels)  # in a worker, into memory that the trainer shares
         clock.lap("augment")
         return Batch(together, torch.from_numpy(labels.astype(np.int64)), weights, bad, clock)
 
+    def _shown(self, window: np.ndarray | Bad, view: View) -> np.ndarray:
+        return blank_window(self.stream, len(view.pictures), self.crop) if isinstance(window, Bad) else window
+
     def _window(self, view: View, clock: Clock) -> np.ndarray | Bad:
         sample = self.samples[view.sample]
         try:
-            video = sample.read((MEMBER_OF[self.stream],))[MEMBER_OF[self.stream]]
+            video = _video(sample.read((MEMBER_OF[self.stream],)), self.stream)
             clock.bytes += len(video)
             clock.lap("read")
             return training_window(video, self.stream, view, self.crop, clock)
@@ -159,9 +161,13 @@ class _WholeClips(Dataset):
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
 
     def _decoded(self, members: dict[str, bytes], stream: Stream) -> Tensor:
-        if MEMBER_OF[stream] not in members:
-            raise ValueError(f"no {stream}: prepared with --flow none?")
-        return torch.from_numpy(whole_clip(members[MEMBER_OF[stream]], stream, self.crop, self.frames))
+        return torch.from_numpy(whole_clip(_video(members, stream), stream, self.crop, self.frames))
+
+
+def _video(members: dict[str, bytes], stream: Stream) -> bytes:
+    if MEMBER_OF[stream] not in members:
+        raise ValueError(f"no {stream}: prepared with --flow none?")
+    return members[MEMBER_OF[stream]]
 
 
 def _bad(sample: Sample, error: Exception) -> Bad:

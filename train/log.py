@@ -59,11 +59,12 @@ class Log:
         self._file.close()
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """Note a step that is done: `loss`, `lr`, `seconds`, `waiting_seconds` and what else there is."""
+        """Note a step that is done: `lr`, `seconds`, `waiting_seconds`, `loss` unless all samples were bad, others."""
         self._write(step, values, "train")
         waiting = values["waiting_seconds"] / values["seconds"]
         rate = self._batch_size / values["seconds"]
-        words = f"loss {values['loss']:.3f}  lr {values['lr']:.2g}  {rate:.1f} clips/s  waiting {waiting:.0%}"
+        loss = f"{values['loss']:.3f}" if "loss" in values else "of no sample"
+        words = f"loss {loss}  lr {values['lr']:.2g}  {rate:.1f} clips/s  waiting {waiting:.0%}"
         self._progress.update(self._task, completed=step, words=words)
         if time.monotonic() - self._said >= PLAIN_SECONDS or step == self._steps:
             self._plain(step, words)
@@ -116,7 +117,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(line)
             value["step"] + 0  # a number
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{file}: line {number} is no metrics of a step: {error!r}") from error
         values.append(value)
     return values

@@ -27,7 +27,7 @@ from train.report import (
 PAGE_BYTES = 2_000_000
 FILE_BYTES = 1 << 20  # of config.json
 LINE_BYTES = 1 << 16  # of quarantine.jsonl
-LARGEST = 1e12  # of a run's numbers
+SMALLEST, LARGEST = 1e-100, 1e12  # of a run's numbers, but for 0
 SHARES = ("val_top1", "val_top5")
 VALUES = ("loss", "lr", "seconds", "waiting_seconds", "epoch", "mean_loss", "val_loss", *SHARES)
 QUARANTINE_ROWS = 200
@@ -258,7 +258,7 @@ def _check_line(line: dict[str, Any], file: Path) -> None:
 
 
 def _is_number(value: Any, *kinds: type) -> bool:
-    return type(value) in kinds and 0 <= value <= LARGEST
+    return type(value) in kinds and (value == 0 or SMALLEST <= value <= LARGEST)
 
 
 def _read_quarantine(file: Path) -> Iterator[tuple[str, str, str]]:

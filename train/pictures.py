@@ -23,7 +23,7 @@ from train.evaluate import load_streams, stream_logits, top_classes
 from train.page import Run
 from train.report import judged
 from train.run import identity
-from train.stream import Sample, Samples, open_samples, trainable_samples
+from train.stream import Sample, Samples, at_snapshot, open_samples, trainable_samples
 
 COLUMNS = 6
 FLOW_SCALE_PIXELS = 5.0
@@ -76,7 +76,10 @@ def _figures(runs: Sequence[Run], count: int, left_out: list[str]) -> Iterator[H
         except _UNREADABLE as error:
             left_out.append(f"{run.name}: its clips are not shown: {printable(str(error)[:300])}")
     for sample in chosen if answers else []:
-        yield _figure(sample, answers[sample.key])
+        try:
+            yield _figure(sample, answers[sample.key])
+        except _UNREADABLE as error:
+            left_out.append(f"{sample.key} is not shown: {printable(str(error)[:300])}")
 
 
 def _validation_samples(run: Run) -> Samples:
@@ -85,7 +88,7 @@ def _validation_samples(run: Run) -> Samples:
     if not isinstance(shards, str) or not isinstance(validation.get("split"), str | None):
         raise FormatError("config.json does not say where they are")
     snapshot = validation.get("snapshot")
-    pinned = f"{shards}@{snapshot}" if isinstance(snapshot, str) and "@" not in shards else shards
+    pinned = at_snapshot(shards, snapshot) if isinstance(snapshot, str) else shards
     samples = trainable_samples(open_samples(pinned, validation.get("split")), run.stream)
     if identity(samples)["sha256"] != validation.get("sha256"):
         raise FormatError(f"{shards} holds other clips than those it was validated on")

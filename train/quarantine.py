@@ -29,7 +29,7 @@ class Quarantine:
     """
 
     def __init__(self, folder: Path, maximum: int, ranks: Ranks) -> None:
-        self._file, self._maximum, self._ranks = folder / FILE, maximum, ranks
+        self.file, self._maximum, self._ranks = folder / FILE, maximum, ranks
         self._bad = ranks.from_first(lambda: {bad.key: bad for bad in read_quarantine(folder)})
 
     def __len__(self) -> int:
@@ -45,10 +45,10 @@ class Quarantine:
         self._bad |= {found.key: found for found in news}
         if news and self._ranks.first:
             lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in self._bad.values())
-            write_file(self._file, "".join(lines).encode())
+            write_file(self.file, "".join(lines).encode())
         if news and len(self._bad) > self._maximum:
             raise TooManyBad(
-                f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {self._file} names them, "
+                f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {self.file} names them, "
                 f"the last: {news[-1].message}"
             )
 
@@ -67,6 +67,6 @@ def read_quarantine(folder: Path) -> list[Bad]:
         try:
             value = dict(json.loads(line))
             found.append(Bad(*(str(value[name]) for name in Bad._fields)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{file}: line {number} names no bad sample: {error!r}") from error
     return found

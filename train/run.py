@@ -23,15 +23,15 @@ from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.lease import LEASE
 from manifests.sample import FormatError, differences
 from model import Stream, TemporalPadding
+from train.quarantine import FILE as QUARANTINE
 from train.schedule import Schedule
-from train.stream import Samples
+from train.stream import Samples, at_snapshot
 
 Precision = Literal["fp32", "bf16"]
 
 CHECKPOINTS_KEPT = 2
 _CONFIG = "config.json"
 _CHECKPOINT = re.compile(r"[0-9]{9}\.pt")
-_SNAPSHOT = re.compile(r"@[0-9]{4,9}/?$")
 
 
 class RunError(Exception):
@@ -114,6 +114,7 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
 
     Raises:
         RunError: the folder holds a run and `resume` is not set, a run of another configuration, or other files.
+        FormatError: its `config.json` is damaged, or something else's.
         OSError: it cannot be written.
     """
     wanted = json.loads(canonical_json(asdict(configuration)))
@@ -126,10 +127,14 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
         changed = differences(found, wanted)
         if changed:
             raise RunError(f"{folder}: holds a run of another configuration: {', '.join(changed)}")
-    elif not file.exists() and any(path.name != LEASE for path in folder.iterdir()):
+    elif file.exists():
+        _read_configuration(file)  # else it is something else's
+    elif any(path.name != LEASE for path in folder.iterdir()):
         raise RunError(f"{folder}: holds other files; choose an --output that is empty or not there yet")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     remove_partial_files(folder)
+    if not steps:
+        (folder / QUARANTINE).unlink(missing_ok=True)  # perhaps of other samples
     for unfinished in folder.glob("**/.*.unfinished"):
         unfinished.unlink()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -151,11 +156,11 @@ def pinned(folder: Path, shards: str, part: Literal["data", "validation"]) -> st
     Raises:
         FormatError: the folder holds a run whose configuration is damaged.
     """
-    if not checkpoint_steps(folder) or _SNAPSHOT.search(shards):
+    if not checkpoint_steps(folder):
         return shards
     found = _read_configuration(folder / _CONFIG).get(part)
     snapshot = found.get("snapshot") if isinstance(found, dict) else None
-    return f"{shards.rstrip('/')}@{snapshot}" if isinstance(snapshot, str) else shards
+    return at_snapshot(shards, snapshot) if isinstance(snapshot, str) else shards
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -4,13 +4,13 @@ import math
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from manifests.lease import lease
-from manifests.sample import FormatError
+from manifests.sample import FormatError, differences
 from model import Checkpoint, Stream, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
@@ -19,12 +19,13 @@ from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
 from train.ranks import Ranks, joined_ranks
-from train.run import Configuration, Precision, Session, identity, open_run, pinned
+from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import Task
 from train.stream import Samples, open_samples, trainable_samples
 
 MAXIMUM_WORKERS = 8
+MAXIMUM_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def start(options: Options) -> None:
         ValueError: options that contradict each other, or one that is not finite.
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
-        RunError: a folder that holds something else.
+        RunError: a folder that holds something else, or ranks that would not train the same.
         LeaseHeld: another process trains in that folder.
         NonFiniteLossError: the training diverged.
         TooManyBad: more samples cannot be used than `max_bad`.
@@ -94,6 +95,8 @@ def start(options: Options) -> None:
         if options.bench_data:
             print(_speed_of_loading(task))
             return
+
+        _require_one_run(configuration, session, ranks)
 
         def claim() -> Path | None:
             held.enter_context(lease(folder))
@@ -151,6 +154,15 @@ def _check_shares(options: Options, ranks: Ranks) -> None:
         )
 
 
+def _require_one_run(configuration: Configuration, session: Session, ranks: Ranks) -> None:
+    """Raise `RunError` where a rank has other options or finds other data: a dataset may grow while they start."""
+    mine = {**asdict(configuration), "steps": session.steps, "accumulate": session.accumulate}
+    first, *others = ranks.gather([mine])
+    for rank, other in enumerate(others, start=1):
+        if changed := differences(first, other):
+            raise RunError(f"rank {rank} would train something else than rank 0: {', '.join(changed)}")
+
+
 def _configuration(
     options: Options, samples: Samples, validation: Samples | None, initial: Checkpoint | None, ranks: Ranks
 ) -> Configuration:
@@ -199,7 +211,12 @@ def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
 
 
 def _steps(options: Options, samples: Samples) -> int:
-    return options.steps or math.ceil((options.epochs or 0) * len(samples) / options.batch_size)
+    if options.steps is not None:
+        return options.steps
+    steps = math.ceil((options.epochs or 1) * len(samples) / options.batch_size)  # one where only loading is timed
+    if steps > MAXIMUM_STEPS:
+        raise ValueError(f"--epochs {options.epochs} are {steps} steps, want at most {MAXIMUM_STEPS}")
+    return steps
 
 
 def _validation(options: Options, folder: Path, samples: Samples, cache: Cache | None) -> Samples | None:

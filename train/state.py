@@ -99,7 +99,7 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
             weights = {**weights, **{f"Logits.{name}": tensor for name, tensor in network.Logits.state_dict().items()}}
         network.load_state_dict(weights)
     network = network.to(task.ranks.device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
-    if configuration.sync_bn:
+    if configuration.sync_bn and task.ranks.count > 1:
         synchronise_batch_norm(network)
     optimizer = torch.optim.SGD(
         network.parameters(),

@@ -208,6 +208,12 @@ def open_samples(shards: str, split: str | None = None, cache: Cache | None = No
     return _of_tars(shards, split, cache) if folder is None else _of_dataset(folder, name, split, cache)
 
 
+def at_snapshot(shards: str, snapshot: str) -> str:
+    """A user's words, with a snapshot's name where they mean a dataset and name none."""
+    folder, name = _folder_of(shards)
+    return shards if folder is None or name is not None else f"{folder.rstrip('/')}@{snapshot}"
+
+
 def _folder_of(shards: str) -> tuple[str | None, str | None]:
     """The dataset and the snapshot's name that a user's words mean; None where they mean tars."""
     folder, _, name = shards.rpartition("@")

@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from manifests.sample import FormatError
 from model import save_run
 from train.batch_norm import BATCHES, average_statistics, recompute_statistics
 from train.decode import network_input
 from train.evaluate import TOP, ClipResult, Streams, evaluate
-from train.loader import Bad, training_batches
+from train.loader import Bad, Batch, training_batches
 from train.log import Log
 from train.quarantine import Quarantine
 from train.ranks import Ranks
@@ -33,6 +35,7 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int
 
     Raises:
         Stopped: a rank has noted a signal.
+        FormatError: no validation clip can be used.
         NonFiniteLossError: the weights or the loss are no numbers.
     """
     started, configuration, ranks, validation = time.monotonic(), task.configuration, task.ranks, task.validation
@@ -45,16 +48,20 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int
         mine = validation.take(by_shard[ranks.rank :: ranks.count])
         results = evaluate(mine, streams, configuration.crop, workers=task.session.workers)
         shown = log.evaluating(results, len(mine)) if log else results
-        values |= _totals(_until(shown, signals), quarantine, ranks)
-        loss = values.get("val_loss", math.nan)
+        values |= _totals(_until(shown, lambda: bool(signals)), quarantine, ranks)
     if ranks.sum([len(signals)])[0]:
         raise Stopped
+    if validation is not None:
+        if "val_loss" not in values:
+            raise FormatError(f"none of the {len(validation)} validation clips can be used; {quarantine.file} says why")
+        loss = values["val_loss"]
     state.require_finite()
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"the validation loss after step {state.step} is not finite. {REMEDY}")
     state.network.train()
     if state.step % configuration.evaluate_every == 0:  # not at an end between: going on later changes nothing
-        if configuration.schedule.name == "plateau" and state.step > configuration.schedule.warm_up_steps:
+        known = validation is not None or state.losses  # else all samples were bad
+        if known and configuration.schedule.name == "plateau" and state.step > configuration.schedule.warm_up_steps:
             state.plateau.see(loss)
         state.loss_sum, state.losses = 0.0, 0
     state.tested = state.step
@@ -71,16 +78,23 @@ def _measure_statistics(state: State, task: Task, signals: list[int]) -> None:
     stream, crop, device = task.configuration.stream, task.configuration.crop, task.ranks.device
     seen = range(max(0, state.step - BATCHES), state.step)
     batches = training_batches(task.samples, stream, task.plan, seen, crop, task.share, task.session.workers)
-    inputs = (network_input(batch.pixels.to(device), stream) for batch in _until(batches, signals))
+    # All ranks take as many: where normalisation is synchronised, one that has none left would be waited for for ever.
+    taken = _until(batches, lambda: bool(task.ranks.sum([len(signals)])[0]))
+    inputs = (network_input(_good(batch).to(device), stream) for batch in taken)
     recompute_statistics(state.network, inputs)
     average_statistics(state.network, task.ranks)
 
 
-def _until(items: Iterator[T], signals: list[int]) -> Iterator[T]:
-    """The first of the items, and the others until there is a signal."""
+def _good(batch: Batch) -> Tensor:
+    """The pixels of a batch without those that stand for bad samples; all where there are no others."""
+    return batch.pixels[batch.weights > 0] if batch.weights.any() else batch.pixels
+
+
+def _until(items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
+    """The first of the items, and the others until that is true."""
     for item in items:
         yield item
-        if signals:
+        if stopped():
             return
 
 
