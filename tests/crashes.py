@@ -6,6 +6,7 @@ ffmpeg is asked for its version.
 """
 
 import contextlib
+import fcntl
 import functools
 import http.client
 import importlib
@@ -109,6 +110,15 @@ class Place:
             if ours and state != "Z" and int(entry.name) != os.getpid():
                 found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
+
+    def is_held(self) -> bool:
+        """Whether a process still has the lease: one that is ending has no command line any more, but its files."""
+        with (self.output / ".lease").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def kill_everything(self) -> None:
         for process in self.processes():

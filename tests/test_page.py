@@ -139,7 +139,7 @@ def test_two_real_runs(tmp_path):
     differs, *same = page.tables["What differs"]
     assert ["stream", "rgb", "flow"] in differs
     assert not any(row[0] == "learning_rate" for row in differs)
-    assert ["learning_rate", "0.001"] in [row for table in same for row in table]
+    assert ["schedule.base_rate", "0.001"] in [row for table in same for row in table]
     assert len(page.pictures) == 1 + 4
 
 

@@ -258,7 +258,7 @@ def test_a_run_keeps_to_its_snapshot(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     run = tmp_path / "run"
-    train(tmp_path / "whole", "--steps", 6)
+    train(tmp_path / "whole", "--steps", 20)
     child = start(run, "--steps", 100_000, "--checkpoint-every", 3)
     wait_for(lambda: (run / "checkpoints" / "000000003.pt").exists(), child)
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))  # a state has a hundred
@@ -269,7 +269,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     assert all(path.suffix == ".pt" for path in (run / "checkpoints").iterdir())
     done = int(max((run / "checkpoints").iterdir()).stem)
     train(run, "--steps", done + 2, "--resume", "auto")
-    assert losses(run)[:6] == pytest.approx(losses(tmp_path / "whole"), rel=1e-9)
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole")[: done + 2], rel=1e-9)
 
 
 @pytest.mark.slow
@@ -307,7 +307,7 @@ def test_shards_from_afar_and_their_cache_change_nothing_but_time(tmp_path):
 @pytest.mark.slow
 def test_recipes_say_what_they_set(tmp_path):
     said = train(tmp_path / "run", "--recipe", "released-flow", "--steps", 2)
-    assert re.search(r"--schedule +released +README of kinetics-i3d", said)
+    assert re.search(r"--schedule +released +", said)
     configuration = json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]
     assert configuration["schedule"]["name"] == "released"
     said = train(tmp_path / "run", "--recipe", "released-flow", "--steps", 3, "--resume", "auto", status=1)

@@ -5,6 +5,7 @@ import ctypes
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import active_children
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,7 +70,7 @@ def training_batches(
     """A rank's batches of some steps of a plan, `share.parts` a step, in order, whatever the number of workers.
 
     Raises:
-        OSError: the samples cannot be reached, or a worker process died.
+        OSError: the samples cannot be reached.
         CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_Windows(samples, stream, plan, crop, share), _Parts(steps, share.parts), workers, pin_memory)
@@ -88,7 +89,7 @@ def whole_clips(
         workers: processes that decode; 0 is this one.
 
     Raises:
-        OSError: the samples cannot be reached, or a worker process died.
+        OSError: the samples cannot be reached.
         CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
@@ -187,19 +188,25 @@ def _loaded(dataset: Dataset, indices: Sequence[Any], workers: int, pin_memory: 
         worker_init_fn=_live_and_die_with_the_trainer,
         pin_memory=pin_memory,
     )
-    items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):  # what torch says when one is gone, without a class of its own
-                raise
-            raise ChildProcessError(f"a process that decodes has died: {error}") from error
+    for item in loader:
         if isinstance(item, OSError | CropError):
             raise item
         yield item
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say in the block what has happened when a process that decodes has died: torch raises its error anywhere.
+
+    Raises:
+        ChildProcessError: one has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # what torch says, without a class of its own
+            raise
+        raise ChildProcessError(f"a process that decodes has died: {error}") from error
 
 
 class _WithErrors(Dataset):

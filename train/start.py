@@ -14,7 +14,7 @@ from manifests.sample import FormatError, differences
 from model import Checkpoint, Stream, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
-from train.loader import training_batches
+from train.loader import naming_dead_workers, training_batches
 from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
@@ -81,7 +81,7 @@ def start(options: Options) -> None:
         OSError: a file that cannot be read or written.
     """
     _check(options)
-    with joined_ranks() as ranks, ExitStack() as held:
+    with joined_ranks() as ranks, naming_dead_workers(), ExitStack() as held:
         _check_shares(options, ranks)
         folder, cache = options.output or Path(), _cache(options)
         shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
