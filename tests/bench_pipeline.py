@@ -152,7 +152,8 @@ def _alone(code: str, *arguments: str) -> tuple[float, float]:
     command = [
         sys.executable,
         "-c",
-        code + "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+        # Not getrusage's, which begins with the peak of the process that it was forked from.
+        code + "\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])",
     ]
     printed = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, timeout=900).stdout
     seconds, kilobytes = printed.split()[-2:]
