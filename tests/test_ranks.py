@@ -199,6 +199,7 @@ def damaged_copy(folder, numbers, split="train"):
     return [samples[number].key for number in numbers]
 
 
+@pytest.mark.slow
 def test_bad_samples_are_named_counted_and_count_for_nothing(tmp_path):
     """A step of them alone learns nothing; past --max-bad the run stops, and says so on one rank only."""
     keys = damaged_copy(tmp_path / "data", (1, 5))

@@ -336,6 +336,7 @@ def test_fewer_steps_than_are_done_change_nothing(train, tmp_path):
     assert len(losses(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train, tmp_path):
     program = Path(sys.executable).with_name("i3d-train")
     run = tmp_path / "run"
@@ -356,7 +357,8 @@ def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train,
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] == list(range(1, done + 3))
 
 
-@pytest.mark.parametrize("stream", [pytest.param("rgb", marks=pytest.mark.slow), "flow"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
 def test_golden_loss_curve(tmp_path, stream):
     wanted = json.loads(golden.LOSSES.read_text())[stream]
     assert golden.losses(stream, tmp_path / "run") == pytest.approx(wanted, rel=golden.TOLERANCE)
