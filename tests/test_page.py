@@ -330,7 +330,7 @@ def damaged(tmp_path, name, content):
         ("config.json", json.dumps(config(batch_size=10**400)), "batch_size 1000"),
         ("config.json", json.dumps(config(batch_size=math.inf)), "batch_size inf"),
         ("metrics.jsonl", "no\n", "line 1"),
-        ("metrics.jsonl", "[" * 100_000 + "\n", "nested too deeply"),
+        ("metrics.jsonl", "[" * 100_000 + "\n", "line 1 is no metrics"),
         ("metrics.jsonl", json.dumps(step(1)) + '\n{"step": "2"}\n', "line 2"),
         ("metrics.jsonl", json.dumps(step(1, step=1.5)) + "\n", "step 1.5"),
         ("metrics.jsonl", json.dumps(step(1, step=-1)) + "\n", "step -1"),
