@@ -104,6 +104,7 @@ def test_what_is_not_there_is_named(bucket):
     assert not open_path(f"gs://{bucket.name}/nothing").exists()
 
 
+@pytest.mark.slow
 def test_videos_cut_clips_and_datasets_in_buckets(tmp_path, bucket, videos, make_video):
     """A folder in a bucket holds whole videos and clips that are cut already; a dataset there is a source, too."""
     here = f"gs://{bucket.name}"

@@ -84,6 +84,7 @@ def test_evaluation_of_both_streams(dataset, checkpoints, tmp_path):
     assert found["top1"] == pytest.approx(sum(hits) / 3)
 
 
+@pytest.mark.slow
 def test_prediction_equals_evaluation(clips, checkpoints, tmp_path):
     """The same clip by either way, at the size that prediction prepares, with flow."""
     listed = tmp_path / "list.csv"
@@ -130,6 +131,7 @@ def test_tars_by_braces_and_globs(dataset, checkpoints, tmp_path):
         assert set(probabilities(found["clips"][0])) == set(CLASSES)  # the checkpoint's own classes
 
 
+@pytest.mark.slow
 def test_flow_of_another_variant_is_refused(clips, dataset, checkpoints, tmp_path):
     """By a run, by readers of both at once, and by a check of samples that a snapshot does not describe."""
     other = tmp_path / "other"

@@ -144,6 +144,7 @@ def test_an_evaluation_that_a_stop_cut_off_is_made_up(demo, train, tmp_path):
     assert whole_training["plateau"] == parts_training["plateau"]
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_taken_back(train, tmp_path):
     """A killed run has logged steps that its newest checkpoint does not know."""
     train("--steps", 2)
@@ -155,6 +156,7 @@ def test_lines_after_the_checkpoint_are_taken_back(train, tmp_path):
     assert 9.0 not in losses(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_well(demo, tmp_path, number):
     program = Path(sys.executable).with_name("i3d-train")
