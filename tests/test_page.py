@@ -274,11 +274,10 @@ def test_samples_left_out_are_named(tmp_path):
 
 
 def test_an_unfinished_last_line_does_not_count(tmp_path):
-    run = run_folder(tmp_path / "run", [step(1)], [{"key": "a", "shard": "b", "message": "c"}])
-    for name in ("metrics.jsonl", "quarantine.jsonl"):
-        with (run / name).open("a") as file:
-            file.write('{"step": 2, "lo')
-    assert page_of(run).tables[""][0][1][-1] == "1"
+    run = run_folder(tmp_path / "run", [step(1, loss=1.5)])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in read_runs([run])[0].lines] == [1]
 
 
 def test_what_strangers_wrote_is_escaped(tmp_path):
@@ -344,6 +343,7 @@ def damaged(tmp_path, name, content):
         ("metrics.jsonl", json.dumps(evaluated(1, val_top1=1.5)) + "\n", "val_top1 of step 1 is 1.5, not from 0 to 1"),
         ("quarantine.jsonl", "no\n", "line 1"),
         ("quarantine.jsonl", '{"key": 1}\n', "line 1"),
+        ("quarantine.jsonl", '{"key": "a", "shard"', "line 1"),
         ("quarantine.jsonl", "x" * 100_000, "longer than"),
     ],
 )

@@ -205,8 +205,8 @@ def test_bad_samples_are_named_counted_and_count_for_nothing(tmp_path):
     keys = damaged_copy(tmp_path / "data", (1, 5))
     run = tmp_path / "run"
     train(run, "--shards", tmp_path / "data", "--steps", 4, "--workers", 1, "--max-bad", 2)
-    assert sorted(bad.key for bad in read_quarantine(run)) == sorted(keys)
-    assert "holds other bytes than the index says" in read_quarantine(run)[0].message
+    assert sorted(bad.key for bad in read_quarantine(run / "quarantine.jsonl")) == sorted(keys)
+    assert "holds other bytes than the index says" in next(read_quarantine(run / "quarantine.jsonl")).message
     steps = [line for line in lines(run) if "loss" in line]
     assert [line["bad"] for line in steps][-1] == 2
     said = train(tmp_path / "b", "--shards", tmp_path / "data", "--steps", 4, "--max-bad", 1, status=1)
@@ -222,7 +222,7 @@ def test_bad_samples_on_any_rank(tmp_path):
         run = tmp_path / str(ranks)
         options = ("--shards", tmp_path / "data", "--steps", 6, "--accumulate", 2 // ranks, "--workers", 1)
         train(run, *options, ranks=ranks)
-        assert sorted(bad.key for bad in read_quarantine(run)) == sorted(keys)
+        assert sorted(bad.key for bad in read_quarantine(run / "quarantine.jsonl")) == sorted(keys)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-9)
 
 
@@ -231,7 +231,7 @@ def test_bad_samples_of_validation(tmp_path):
     keys = damaged_copy(tmp_path / "data", (2,), "val")
     run = tmp_path / "run"
     train(run, "--steps", 2, "--val-shards", tmp_path / "data", "--val-split", "val", ranks=2)
-    assert [bad.key for bad in read_quarantine(run)] == keys
+    assert [bad.key for bad in read_quarantine(run / "quarantine.jsonl")] == keys
     assert next(line["val_loss"] for line in lines(run) if "val_loss" in line) > 0
 
 

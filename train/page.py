@@ -14,7 +14,10 @@ from manifests.files import write_file
 from manifests.page import Cell, Html, Number, page, percent, table
 from manifests.sample import FormatError
 from model import STREAM_CHANNELS, Stream
+from train.loader import Bad
 from train.log import read_metrics
+from train.quarantine import FILE as QUARANTINE
+from train.quarantine import read_quarantine
 from train.report import (
     CURVES,
     loss_curves,
@@ -26,7 +29,6 @@ from train.report import (
 
 PAGE_BYTES = 2_000_000
 FILE_BYTES = 1 << 20  # of config.json
-LINE_BYTES = 1 << 16  # of quarantine.jsonl
 SMALLEST, LARGEST = 1e-100, 1e12  # of a run's numbers, but for 0
 SHARES = ("val_top1", "val_top5")
 VALUES = ("loss", "lr", "seconds", "waiting_seconds", "epoch", "mean_loss", "val_loss", *SHARES)
@@ -49,7 +51,7 @@ class Run:
         config: content of `config.json`.
         settings: all of that by dotted names, as words.
         lines: of `metrics.jsonl`; their steps, and those of `VALUES` that they have, are numbers that can be drawn.
-        quarantined: key, shard and message of the first samples that were left out.
+        quarantined: the first samples that were left out, their words printable and cut.
         bad: how many there are.
     """
 
@@ -61,7 +63,7 @@ class Run:
     config: dict[str, Any]
     settings: dict[str, str]
     lines: list[dict[str, Any]]
-    quarantined: list[tuple[str, str, str]]
+    quarantined: list[Bad]
     bad: int
 
 
@@ -213,8 +215,9 @@ def _read_run(folder: Path, name: str) -> Run:
     for key, value in (("batch_size", batch_size), ("steps", steps)):
         if not _is_number(value, int) or not value:
             raise FormatError(f"{folder}/config.json: {key} {_brief(value)} is no number of them")
-    quarantined = list(islice(_read_quarantine(folder / "quarantine.jsonl"), QUARANTINE_ROWS))
-    bad = sum(1 for _ in _read_quarantine(folder / "quarantine.jsonl"))
+    bad = sum(1 for _ in read_quarantine(folder / QUARANTINE))
+    named = islice(read_quarantine(folder / QUARANTINE), QUARANTINE_ROWS)
+    quarantined = [Bad(*(printable(words[:MESSAGE_CHARACTERS]) for words in sample)) for sample in named]
     assert isinstance(batch_size, int)
     assert isinstance(steps, int)
     return Run(name, folder, stream, batch_size, steps, config, words, lines, quarantined, bad)
@@ -259,25 +262,6 @@ def _check_line(line: dict[str, Any], file: Path) -> None:
 
 def _is_number(value: Any, *kinds: type) -> bool:
     return type(value) in kinds and (value == 0 or SMALLEST <= value <= LARGEST)
-
-
-def _read_quarantine(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Key, shard and message of each sample that was left out; a last line that was not finished does not count."""
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
-        number = 0
-        while (line := lines.readline(LINE_BYTES)).endswith(b"\n"):
-            number += 1
-            try:
-                sample = json.loads(line)
-                found = [str(sample[key]) for key in ("key", "shard", "message")]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise FormatError(f"{file}: line {number} names no sample: {_brief(repr(error))}") from error
-            key, shard, message = (printable(words[:MESSAGE_CHARACTERS]) for words in found)
-            yield key, shard, message
-        if len(line) == LINE_BYTES:
-            raise FormatError(f"{file}: line {number + 1} is longer than {LINE_BYTES} bytes")
 
 
 def _brief(value: Any) -> str:

@@ -1,15 +1,18 @@
 """Samples that cannot be used: named in `RUN/quarantine.jsonl`, counted, and no more of them than a run may bear."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from manifests.clip import printable
 from manifests.files import write_file
 from manifests.sample import FormatError
 from train.loader import Bad
 from train.ranks import Ranks
 
 FILE = "quarantine.jsonl"
+LINE_BYTES = 1 << 16  # the folder may be a stranger's
+MESSAGE_CHARACTERS = 300
 
 
 class TooManyBad(Exception):
@@ -30,7 +33,7 @@ class Quarantine:
 
     def __init__(self, folder: Path, maximum: int, ranks: Ranks) -> None:
         self.file, self._maximum, self._ranks = folder / FILE, maximum, ranks
-        self._bad = ranks.from_first(lambda: {bad.key: bad for bad in read_quarantine(folder)})
+        self._bad = ranks.from_first(lambda: {bad.key: bad for bad in read_quarantine(self.file)})
 
     def __len__(self) -> int:
         return len(self._bad)
@@ -53,20 +56,23 @@ class Quarantine:
             )
 
 
-def read_quarantine(folder: Path) -> list[Bad]:
-    """The bad samples of a run.
+def read_quarantine(file: Path) -> Iterator[Bad]:
+    """The bad samples that a run has named; none where there is no such file.
 
     Raises:
         FormatError: a line that is none of ours.
     """
-    file = folder / FILE
     if not file.exists():
-        return []
-    found = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        try:
-            value = dict(json.loads(line))
-            found.append(Bad(*(str(value[name]) for name in Bad._fields)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FormatError(f"{file}: line {number} names no bad sample: {error!r}") from error
-    return found
+        return
+    with file.open("rb") as lines:
+        number = 0
+        while line := lines.readline(LINE_BYTES):
+            number += 1
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError(f"longer than {LINE_BYTES} bytes, or not to its end")
+                value = dict(json.loads(line))
+                yield Bad(*(str(value[name]) for name in Bad._fields))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                said = printable(repr(error)[:MESSAGE_CHARACTERS])
+                raise FormatError(f"{file}: line {number} names no bad sample: {said}") from error
