@@ -6,7 +6,8 @@ checkpoint is a `CheckpointError`.
 """
 
 from model.checkpoint_names import Format, match_names
-from model.i3d import I3D, OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
+from model.i3d import I3D
+from model.layers import OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, load_training, save_run
 

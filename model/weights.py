@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint_names import Format, match_names, refuse
-from model.i3d import I3D, TemporalPadding
+from model.i3d import I3D
+from model.layers import TemporalPadding
 from model.tensorflow_checkpoint import (
     CheckpointError,
     checkpoint_files,

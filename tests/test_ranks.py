@@ -162,6 +162,35 @@ def test_sigterm_saves_and_ends_all_ranks(tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_while_a_server_stalls(tmp_path):
+    """Data that does not come is not waited for, by any rank or worker, and nothing of the last step is lost."""
+    run = tmp_path / "run"
+    with faulty_net(golden.DATASET) as net:
+        child = start(run, "--shards", net.url, "--steps", 100_000, "--workers", 2, ranks=2)
+        wait_for(lambda: len(losses(run)) > 2, child)
+        net.fault = lambda path, asked: "stall"
+        done = -1
+        while len(losses(run)) != done:  # workers have some batches more
+            done = len(losses(run))
+            time.sleep(3)
+        child.send_signal(signal.SIGTERM)
+        said = child.communicate(timeout=60)[0]
+    assert f"stopped after step {done}" in said
+    assert load_training(run / "checkpoints" / f"{done:09d}.pt")[1]["step"] == done
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_open_its_data_ends_all(tmp_path):
+    """Only that one says why."""
+    with faulty_net(golden.DATASET) as net:
+        net.fault = lambda path, asked: "nonsense" if path == "index.json" and asked > 0 else None
+        said = train(tmp_path / "run", "--shards", net.url, "--steps", 1, ranks=2, status=1)
+    assert said.count("Error: ") == 1
+    assert "onnection closed" not in said
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_and_a_restart_resumes_it(tmp_path):
     options = ("--checkpoint-every", 2, "--resume", "auto", "--workers", 1)
     train(tmp_path / "whole", "--steps", 12, *options, ranks=2)

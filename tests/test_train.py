@@ -239,9 +239,16 @@ def test_bad_words(demo, train, tmp_path):
     assert "no sample of split 'test'; there are train, val" in train("--steps", 1, "--split", "test", status=1)
     assert "several splits (train, val): choose one" in train("--steps", 1, split=(), status=1)
     assert "no dataset is published there" in train("--steps", 1, "--shards", tmp_path, status=1)
-    assert "smaller than the crop of 64x64" in train("--steps", 1, "--crop", 64, status=1)
+    said = train("--steps", 9, "--crop", 64, "--max-bad", 3, output=tmp_path / "e", status=1)
+    assert re.search(
+        r"\d samples are bad, more than --max-bad 3; .*pictures of 48x48 are smaller than the crop of 64x64", said
+    )
+    said = train("--steps", 9, "--crop", 64, output=tmp_path / "f", status=1)
+    assert re.search(r"none of the 8 clips can be used; .*pictures of 48x48 are smaller", said)
     assert "--epochs 1e+30 are" in train("--epochs", 1e30, output=tmp_path / "b", status=1)
-    assert "want an even number (--crop)" in train("--steps", 1, "--crop", 33, output=tmp_path / "odd", status=1)
+    assert "33 is odd, and colour is stored for 2x2 pixels" in train(
+        "--steps", 1, "--crop", 33, output=tmp_path / "odd", status=2
+    )
     assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
     tars = next((demo / "shards" / "train").glob("*.tar"))
     said = train("--steps", 1, "--shards", tars, output=tmp_path / "c", status=1)

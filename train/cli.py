@@ -33,9 +33,18 @@ from train.stream import open_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
+
+
+def _even(_: click.Context, option: click.Parameter, pixels: int) -> int:
+    if pixels % 2:
+        raise click.BadParameter(f"{pixels} is odd, and colour is stored for 2x2 pixels", param=option)
+    return pixels
+
+
 CROP_OPTION = click.option(
     "--crop",
     type=click.IntRange(MINIMUM_SIDE, 1080),
+    callback=_even,
     default=CROP_PIXELS,
     show_default=True,
     help="Side in pixels, even.",

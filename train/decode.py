@@ -27,10 +27,6 @@ _BLACK, _LUMA_STEPS, _GREY, _CHROMA_STEPS = 16, 219, 128, 224
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # their shares in Y, as BT.601 has them
 
 
-class CropError(ValueError):
-    """A crop that the stored pictures do not give."""
-
-
 def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: int | None = None) -> np.ndarray:
     """A stored clip as it is tested (paper §3): all frames, centre crop; one of too few frames for I3D starts over.
 
@@ -45,8 +41,7 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
         x over those of y, rows = 2 · crop.
 
     Raises:
-        CropError: it is odd, or larger than the pictures.
-        ValueError: damaged flow.
+        ValueError: a crop that is odd, or larger than the pictures; damaged flow.
         VideoError: damaged RGB.
     """
     pictures = []
@@ -78,8 +73,7 @@ def training_window(
         [len(view.pictures), rows, crop] uint8, as of `whole_clip`.
 
     Raises:
-        CropError: it is odd, or larger than the pictures.
-        ValueError: damaged flow, or a video without one of the pictures.
+        ValueError: a crop that is odd, or larger than the pictures; damaged flow, or flow without one of the pictures.
         VideoError: the same of RGB.
     """
     clock = clock or Clock()
@@ -150,9 +144,9 @@ def _room(planes: Sequence[np.ndarray], crop: int) -> tuple[int, int]:
     """By how many rows and columns a picture is larger than the crop."""
     height, width = planes[0].shape
     if crop % 2:
-        raise CropError(f"a crop of {crop}x{crop}: colour is stored for 2x2 pixels, want an even number (--crop)")
+        raise ValueError(f"a crop of {crop}x{crop}: colour is stored for 2x2 pixels, want an even number")
     if min(height, width) < crop:
-        raise CropError(f"pictures of {width}x{height} are smaller than the crop of {crop}x{crop} (--crop)")
+        raise ValueError(f"pictures of {width}x{height} are smaller than the crop of {crop}x{crop} (--crop)")
     return height - crop, width - crop
 
 

@@ -18,7 +18,7 @@ from manifests.sample import FormatError
 from model import Stream
 from pipeline.video import VideoError
 from train.clock import Clock
-from train.decode import MEMBER_OF, CropError, blank_window, training_window, whole_clip
+from train.decode import MEMBER_OF, blank_window, training_window, whole_clip
 from train.plan import Plan, Share, View
 from train.stream import Sample, Samples, read_json
 
@@ -71,7 +71,6 @@ def training_batches(
 
     Raises:
         OSError: the samples cannot be reached.
-        CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_Windows(samples, stream, plan, crop, share), _Parts(steps, share.parts), workers, pin_memory)
 
@@ -90,7 +89,6 @@ def whole_clips(
 
     Raises:
         OSError: the samples cannot be reached.
-        CropError: pictures that are smaller than the crop.
     """
     yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
 
@@ -137,8 +135,6 @@ class _Windows(Dataset):
             clock.bytes += len(video)
             clock.lap("read")
             return training_window(video, self.stream, view, self.crop, clock)
-        except CropError as error:
-            raise CropError(f"{sample.name}: {error}") from error
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
 
@@ -155,8 +151,6 @@ class _WholeClips(Dataset):
             members = sample.read()
             metadata = read_json(members)
             pixels = {stream: self._decoded(members, stream) for stream in self.streams}
-        except CropError as error:
-            raise CropError(f"{sample.name}: {error}") from error
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
@@ -189,7 +183,7 @@ def _loaded(dataset: Dataset, indices: Sequence[Any], workers: int, pin_memory: 
         pin_memory=pin_memory,
     )
     for item in loader:
-        if isinstance(item, OSError | CropError):
+        if isinstance(item, OSError):
             raise item
         yield item
 
@@ -218,7 +212,7 @@ class _WithErrors(Dataset):
     def __getitem__(self, index: Any) -> Any:
         try:
             return self.dataset[index]
-        except (OSError, CropError) as error:
+        except OSError as error:
             return error
 
 
@@ -227,8 +221,8 @@ def _unchanged(item: T) -> T:
 
 
 @atexit.register  # later than multiprocessing's own, and so before it: that would wait for them for ever
-def _kill_workers() -> None:
-    """After an error, workers may still be there that no SIGTERM ends."""
+def kill_workers() -> None:
+    """End the processes that decode: at a run's end, after an error, some may still be there that no SIGTERM ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
     for child in active_children():
         child.kill()

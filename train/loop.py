@@ -1,10 +1,10 @@
 """The training loop."""
 
 import math
-import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from train.quarantine import Quarantine
 from train.ranks import Ranks
 from train.run import Configuration
 from train.schedule import learning_rate
+from train.signals import noted_signals
 from train.state import REMEDY, NonFiniteLossError, State, Task, new_state, restore, save
 from train.validation import Stopped, validate
 
@@ -30,19 +31,19 @@ from train.validation import Stopped, validate
 def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> State:
     """Train until `task.session.steps` steps are done; SIGINT or SIGTERM end it early, with a checkpoint.
 
-    All ranks take the same steps: what one of them has seen, a signal or a loss that is no number, they agree on by the
-    sums of each step.
+    All ranks take the same steps: what one of them has seen, a signal, data that cannot be read, a loss that is no
+    number, they agree on before and after each.
 
     Raises:
         OSError: samples that cannot be reached, a worker process that died, a disk that is full.
-        TooManyBad: more samples than `session.max_bad` are bad.
+        TooManyBad: more samples than `session.max_bad` are bad, or all.
         NonFiniteLossError: names step and samples; nothing is changed by that step, and earlier checkpoints are whole.
     """
     configuration, session, ranks = task.configuration, task.session, task.ranks
     state = new_state(task, initial)
     if resume_from is not None:
         restore(state, resume_from)
-    quarantine = Quarantine(task.folder, session.max_bad, ranks)
+    quarantine = Quarantine(task.folder, session.max_bad, task.samples, ranks)
     steps = range(state.step, session.steps)
     pinned = ranks.device.type == "cuda"
     batches = training_batches(
@@ -55,7 +56,7 @@ def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> S
         noted_signals() as signals,
         prefetching(task.samples, task.plan) as prefetch,
     ):
-        stopped = False  # on all ranks at once, which notice their signals at different times
+        stopped = False
         while not stopped:
             if state.is_due(session.steps, configuration.evaluate_every):  # perhaps from before a stop
                 try:
@@ -70,10 +71,11 @@ def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> S
                 break
             if prefetch:
                 prefetch.at(state.step)
-            stopped = _step(state, task, network, batches, quarantine, bool(signals), log)
+            stopped = not _step(state, task, network, signals.until(batches), quarantine, log)
         if log and steps.start >= session.steps:
             log.say(f"nothing to do: {steps.start} steps are done, {session.steps} were asked for")
         if log and stopped:
+            save(state, task)
             log.say(f"stopped after step {state.step}; --resume auto goes on from there")
     return state
 
@@ -84,14 +86,15 @@ def _step(
     network: nn.Module,
     batches: Iterator[Batch],
     quarantine: Quarantine,
-    stop: bool,
     log: Log | None,
 ) -> bool:
-    """Load and take a step, tell of it, and save where that is due; gives whether any rank was told to stop."""
-    started = time.monotonic()
-    parts = list(islice(batches, task.share.parts))
+    """Load and take a step, tell of it, save where that is due; False, and nothing done, where a rank has no batch."""
+    ranks, started = task.ranks, time.monotonic()
+    parts = ranks.all_or_none(lambda: list(islice(batches, task.share.parts)))
+    if ranks.sum([len(parts) < task.share.parts])[0]:
+        return False
     waited = time.monotonic() - started
-    values = train_step(state, network, parts, task.configuration, task.ranks, stop)
+    values = train_step(state, network, parts, task.configuration, ranks)
     if not math.isfinite(values["loss"] + values["gradient_norm"]):
         raise _non_finite(values, task, state.step)
     if values["bad"]:
@@ -104,9 +107,9 @@ def _step(
         times = {"seconds": time.monotonic() - started, "waiting_seconds": waited}
         log.step(state.step, {"epoch": task.plan.epoch(state.step), **told, **times, "bad": len(quarantine)})
         due = state.is_due(task.session.steps, task.configuration.evaluate_every)
-        if due or values["stopped"] or state.step % task.session.checkpoint_every == 0:
+        if due or state.step % task.session.checkpoint_every == 0:
             save(state, task)
-    return bool(values["stopped"])
+    return True
 
 
 def train_step(
@@ -115,7 +118,6 @@ def train_step(
     parts: Sequence[Batch],
     configuration: Configuration,
     ranks: Ranks,
-    stop: bool = False,
 ) -> dict[str, float]:
     """One update of the weights, left out where the loss or a gradient is not finite.
 
@@ -127,11 +129,9 @@ def train_step(
         parts: the batches of this rank.
         configuration: of the run.
         ranks: that take the step together.
-        stop: whether this rank was told to stop.
 
     Returns:
-        `loss`, the mean over the good samples of all ranks, `lr`, `gradient_norm`, `bad` samples, whether any was
-        `stopped`.
+        `loss`, the mean over the good samples of all ranks, `lr`, `gradient_norm`, `bad` samples.
     """
     rate = learning_rate(configuration.schedule, state.step, state.plateau.drops)
     state.optimizer.param_groups[0]["lr"] = rate
@@ -149,9 +149,9 @@ def train_step(
     gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     bad_here = sum(len(part.bad) for part in parts)
-    total, bad, stopped = ranks.sum([float(loss_sum), bad_here, stop])
+    total, bad = ranks.sum([float(loss_sum), bad_here])
     good = configuration.batch_size - bad
-    values = {"loss": total / max(good, 1), "lr": rate, "gradient_norm": norm, "bad": bad, "stopped": stopped}
+    values = {"loss": total / max(good, 1), "lr": rate, "gradient_norm": norm, "bad": bad}
     if good and math.isfinite(values["loss"] + norm):
         if configuration.clip_gradient is not None:
             torch.nn.utils.clip_grads_with_norm_(
@@ -177,26 +177,10 @@ def _parallel(network: nn.Module, compiled: bool, ranks: Ranks) -> nn.Module:
     """The network as the steps of this machine call it; it shares its weights."""
     if ranks.count > 1:
         devices = [ranks.device] if ranks.device.type == "cuda" else None
-        # Statistics are averaged where they are used, before a test.
-        network = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        network = DistributedDataParallel(network, device_ids=devices)
+        # About an axis of length 1, whose stride means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return torch.compile(network) if compiled else network  # type: ignore[return-value]
-
-
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM makes non-empty; the second SIGINT interrupts as usual."""
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _non_finite(values: dict[str, float], task: Task, step: int) -> NonFiniteLossError:

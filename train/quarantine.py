@@ -9,6 +9,7 @@ from manifests.files import write_file
 from manifests.sample import FormatError
 from train.loader import Bad
 from train.ranks import Ranks
+from train.stream import Samples
 
 FILE = "quarantine.jsonl"
 LINE_BYTES = 1 << 16  # the folder may be a stranger's
@@ -16,7 +17,7 @@ MESSAGE_CHARACTERS = 300
 
 
 class TooManyBad(Exception):
-    """More samples are bad than the run was to bear."""
+    """More samples are bad than the run was to bear, or all."""
 
 
 class Quarantine:
@@ -25,14 +26,15 @@ class Quarantine:
     Args:
         folder: of the run.
         maximum: how many samples may be bad.
+        samples: to train on, not all of which may be bad.
         ranks: that train.
 
     Raises:
         FormatError: the file of an earlier start cannot be read.
     """
 
-    def __init__(self, folder: Path, maximum: int, ranks: Ranks) -> None:
-        self.file, self._maximum, self._ranks = folder / FILE, maximum, ranks
+    def __init__(self, folder: Path, maximum: int, samples: Samples, ranks: Ranks) -> None:
+        self.file, self._maximum, self._samples, self._ranks = folder / FILE, maximum, samples, ranks
         self._bad = ranks.from_first(lambda: {bad.key: bad for bad in read_quarantine(self.file)})
 
     def __len__(self) -> int:
@@ -42,18 +44,20 @@ class Quarantine:
         """Note what all ranks have found, each its own; all must call this at the same time.
 
         Raises:
-            TooManyBad: names the last.
+            TooManyBad: more than may be, or all to train on; names the last.
         """
         news = [found for found in self._ranks.gather(list(bad)) if found.key not in self._bad]
         self._bad |= {found.key: found for found in news}
         if news and self._ranks.first:
             lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in self._bad.values())
             write_file(self.file, "".join(lines).encode())
-        if news and len(self._bad) > self._maximum:
-            raise TooManyBad(
-                f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {self.file} names them, "
-                f"the last: {news[-1].message}"
-            )
+        if not news:
+            return
+        where = f"{self.file} names them, the last: {news[-1].message}"
+        if len(self._bad) > self._maximum:
+            raise TooManyBad(f"{len(self._bad)} samples are bad, more than --max-bad {self._maximum}; {where}")
+        if all(sample.key in self._bad for sample in self._samples):
+            raise TooManyBad(f"none of the {len(self._samples)} clips can be used; {where}")
 
 
 def read_quarantine(file: Path) -> Iterator[Bad]:

@@ -52,6 +52,18 @@ class Ranks:
         dist.all_gather_object(found, values)
         return [value for some in found for value in some or ()]
 
+    def all_or_none(self, work: Callable[[], T]) -> T:
+        """What `work` gives on this rank; where it raises on another, this one ends without a word."""
+        failed = 1
+        try:
+            found = work()
+            failed = 0
+        finally:
+            others = self.sum([failed])[0] - failed
+        if others:
+            raise SystemExit(1)
+        return found
+
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first rank, for all; where it raises there, the others end without a word."""
         if self.count == 1:

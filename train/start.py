@@ -82,27 +82,32 @@ def start(options: Options) -> None:
     """
     _check(options)
     with joined_ranks() as ranks, naming_dead_workers(), ExitStack() as held:
-        _check_shares(options, ranks)
-        folder, cache = options.output or Path(), _cache(options)
-        shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
-        samples = trainable_samples(open_samples(shards, options.split, cache), options.stream)
-        _require_room(samples)
-        validation = _validation(options, folder, samples, cache)
-        initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
-        configuration = _configuration(options, samples, validation, initial, ranks)
-        session = _session(options, samples, ranks)
-        task = Task(folder, configuration, session, samples, validation, ranks)
+        task, initial = ranks.all_or_none(lambda: _task(options, ranks))
         if options.bench_data:
             print(_speed_of_loading(task))
             return
 
-        _require_one_run(configuration, session, ranks)
+        _require_one_run(task.configuration, task.session, ranks)
 
         def claim() -> Path | None:
-            held.enter_context(lease(folder))
-            return open_run(folder, configuration, session, options.resume == "auto")
+            held.enter_context(lease(task.folder))
+            return open_run(task.folder, task.configuration, task.session, options.resume == "auto")
 
         train(task, initial, ranks.from_first(claim))
+
+
+def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
+    """What is to be done, and the weights to begin with."""
+    _check_shares(options, ranks)
+    folder, cache = options.output or Path(), _cache(options)
+    shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
+    samples = trainable_samples(open_samples(shards, options.split, cache), options.stream)
+    _require_room(samples)
+    validation = _validation(options, folder, samples, cache)
+    initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
+    configuration = _configuration(options, samples, validation, initial, ranks)
+    session = _session(options, samples, ranks)
+    return Task(folder, configuration, session, samples, validation, ranks), initial
 
 
 def _check(options: Options) -> None:

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,16 +18,15 @@ from train.loader import Bad, Batch, training_batches
 from train.log import Log
 from train.quarantine import Quarantine
 from train.ranks import Ranks
+from train.signals import Signals
 from train.state import REMEDY, NonFiniteLossError, State, Task
-
-T = TypeVar("T")
 
 
 class Stopped(Exception):
     """A signal came before the test was through: the next start begins it anew."""
 
 
-def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int], log: Log | None) -> dict[str, float]:
+def validate(state: State, task: Task, quarantine: Quarantine, signals: Signals, log: Log | None) -> dict[str, float]:
     """Test on whole clips, let the schedule see the loss, and write `model.pt` and `best.pt`; gives what was found.
 
     Without validation clips the schedule sees the mean training loss since the last time.
@@ -48,8 +46,8 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int
         mine = validation.take(by_shard[ranks.rank :: ranks.count])
         results = evaluate(mine, streams, configuration.crop, workers=task.session.workers)
         shown = log.evaluating(results, len(mine)) if log else results
-        values |= _totals(_until(shown, lambda: bool(signals)), quarantine, ranks)
-    if ranks.sum([len(signals)])[0]:
+        values |= _totals(signals.until(shown), quarantine, ranks)
+    if ranks.sum([signals.noted])[0]:
         raise Stopped
     if validation is not None:
         if "val_loss" not in values:
@@ -73,29 +71,29 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: list[int
     return {**values, "seconds": time.monotonic() - started}
 
 
-def _measure_statistics(state: State, task: Task, signals: list[int]) -> None:
+def _measure_statistics(state: State, task: Task, signals: Signals) -> None:
     """Batch normalisation's statistics over what the last steps saw, averaged over the ranks."""
     stream, crop, device = task.configuration.stream, task.configuration.crop, task.ranks.device
     seen = range(max(0, state.step - BATCHES), state.step)
     batches = training_batches(task.samples, stream, task.plan, seen, crop, task.share, task.session.workers)
-    # All ranks take as many: where normalisation is synchronised, one that has none left would be waited for for ever.
-    taken = _until(batches, lambda: bool(task.ranks.sum([len(signals)])[0]))
+    taken = _as_many(signals.until(batches), task.ranks)
     inputs = (network_input(_good(batch).to(device), stream) for batch in taken)
     recompute_statistics(state.network, inputs)
     average_statistics(state.network, task.ranks)
 
 
+def _as_many(batches: Iterator[Batch], ranks: Ranks) -> Iterator[Batch]:
+    """The batches until they end on any rank: one that had fewer would be waited for where they synchronise."""
+    while True:
+        batch = ranks.all_or_none(lambda: next(batches, None))
+        if ranks.sum([batch is None])[0] or batch is None:
+            return
+        yield batch
+
+
 def _good(batch: Batch) -> Tensor:
     """The pixels of a batch without those that stand for bad samples; all where there are no others."""
     return batch.pixels[batch.weights > 0] if batch.weights.any() else batch.pixels
-
-
-def _until(items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
-    """The first of the items, and the others until that is true."""
-    for item in items:
-        yield item
-        if stopped():
-            return
 
 
 def _totals(results: Iterator[ClipResult | Bad], quarantine: Quarantine, ranks: Ranks) -> dict[str, float]:

@@ -1,0 +1,183 @@
+"""Layers that the architectures share: as DeepMind released them, in two dimensions and in three."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TemporalPadding = Literal["zero", "replicate"]
+
+_LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
+
+
+def check_range(x: Tensor) -> None:
+    """Refuses an input that is clearly not scaled to [-1, 1], such as one in [0, 255].
+
+    An input in [0, 1] cannot be told from a bright video and passes.
+
+    Args:
+        x: a float tensor of any shape.
+
+    Raises:
+        ValueError: if a value is outside [-1.01, 1.01] or is not a number.
+    """
+    low, high = (bound.item() for bound in x.detach().aminmax())
+    if not (low >= -_LARGEST_MAGNITUDE and high <= _LARGEST_MAGNITUDE):  # so written, it refuses NaN too
+        raise ValueError(f"input values are in [{low:g}, {high:g}], they must be scaled to [-1, 1]")
+
+
+class ConvUnit(nn.Module):
+    """Convolution with SAME padding and without bias, batch normalisation, ReLU: the released `Unit3D`.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: extents in time, height and width; or in height and width, of pictures.
+        stride: as many numbers; 1 by default.
+        temporal_padding: see `model.I3D`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...] | None = None,
+        temporal_padding: TemporalPadding = "zero",
+    ) -> None:
+        super().__init__()
+        self.temporal_padding = temporal_padding
+        convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if len(kernel_size) == 2 else nn.Conv3d
+        self.conv = convolution(in_channels, out_channels, kernel_size, stride or 1, bias=False)  # type: ignore[arg-type]
+        self.norm = OffsetBatchNorm(out_channels)
+        initialise(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, …] → [B, out_channels, …], each axis of n as long as ceil(n / stride)."""
+        kernel, stride = self.conv.kernel_size, self.conv.stride
+        paddings = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+        if self.temporal_padding == "replicate" and len(paddings) == 3 and paddings[0] != (0, 0):
+            x = F.pad(x, (0, 0, 0, 0, *paddings[0]), mode="replicate")
+            paddings[0] = (0, 0)
+        # The convolution itself pads both ends alike without a copy; only unequal ends need one.
+        inside = [before if before == after else 0 for before, after in paddings]
+        outside = [end for pair in reversed(paddings) for end in (pair if pair[0] != pair[1] else (0, 0))]
+        if any(outside):
+            x = F.pad(x, outside)
+        convolve = F.conv2d if len(paddings) == 2 else F.conv3d
+        return F.relu_(self.norm(convolve(x, self.conv.weight, None, stride, inside)))
+
+
+class OffsetBatchNorm(nn.Module):
+    """Batch normalisation over [B, C, …] with a learned offset and no scale, as the released network has it.
+
+    Sonnet's `BatchNorm` has no scale by default, epsilon 1e-3 and a decay of 0.999, which is torch's momentum 0.001.
+    """
+
+    EPSILON = 1e-3
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.momentum = 1e-3
+        self.synchronised = False  # in training, normalise over the batches of all processes of torch.distributed
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, …] → the same shape; updates the running statistics in training mode."""
+        if self.synchronised and self.training:
+            return self._over_all_processes(x)
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            None,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.EPSILON,
+        )
+
+    def _over_all_processes(self, x: Tensor) -> Tensor:
+        """As one process would do it with all batches; torch's own is for GPUs alone, and wants a scale."""
+        dims, of_channels = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+        values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        count = torch.tensor([float(x.numel() // x.shape[1])], dtype=values.dtype, device=x.device)
+        sums: Tensor = _SumOverRanks.apply(torch.cat([values.sum(dims), count]))  # type: ignore[no-untyped-call]
+        mean = sums[:-1] / sums[-1]
+        centred = values - mean.view(of_channels)
+        variance: Tensor = _SumOverRanks.apply(centred.square().sum(dims)) / sums[-1]  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (sums[-1] / (sums[-1] - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.EPSILON)
+        return (centred * scale.view(of_channels) + self.bias.view(of_channels)).to(x.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum of a tensor over all processes, each of which has a loss of its own; torch's is deprecated."""
+
+    @staticmethod
+    def forward(_: Any, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return _SumOverRanks.forward(_, gradients[0])
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """From now on batches are normalised over all processes of `torch.distributed`, in training."""
+    for module in network.modules():
+        if isinstance(module, OffsetBatchNorm):
+            module.synchronised = True
+
+
+class MaxPool(nn.Module):
+    """Max-pooling with SAME padding, for kernels that are at least as long as their stride.
+
+    Args:
+        kernel_size: extents in time, height and width; or in height and width, of pictures.
+        stride: as many numbers.
+    """
+
+    def __init__(self, kernel_size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, …] → [B, C, …], each axis of n as long as ceil(n / stride)."""
+        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
+        # Rounding the output's size up pads the odd pixel at the end, without a copy. Padding never is the maximum, as
+        # in TensorFlow; and repeating the border frame, which is in the window, would not change it.
+        pool = F.max_pool2d if len(before) == 2 else F.max_pool3d
+        return pool(x, self.kernel_size, self.stride, before, ceil_mode=True)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding before and after, by TensorFlow's rule: ceil(size / stride) outputs, the odd pixel at the end."""
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def initialise(layer: nn.Conv2d | nn.Conv3d | nn.Linear) -> None:
+    """Truncated normal of deviation 1 / sqrt(fan-in), cut at two deviations; a zero bias: Sonnet's default.
+
+    It is how the released networks began. Behind a batch normalisation the scale of weights does not change the
+    output, but it sets how far a step of a given learning rate turns them: the released schedule belongs to it.
+    """
+    deviation = layer.weight[0].numel() ** -0.5
+    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
