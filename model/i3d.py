@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.inception import MIXED_CHANNELS, MixedModule
-from model.layers import ConvUnit, MaxPool, TemporalPadding, check_range, initialise
+from model.inception import Inception, endpoint_names
+from model.layers import TemporalPadding, check_range, initialise
 
 MINIMUM_FRAMES = 9  # gives two time steps, the extent of the average pool
 MINIMUM_SIDE = 32  # the spatial stride of the network: a smaller picture is less than one cell of its last grid
 
 
-class I3D(nn.Module):
+class I3D(Inception):
     """One stream of the two-stream I3D: video or flow in, class logits out.
 
     The attributes are the released network's endpoints, in order: `Conv3d_1a_7x7`, `MaxPool3d_2a_3x3`, … `Mixed_5c`;
@@ -36,24 +36,7 @@ class I3D(nn.Module):
         ValueError: for arguments out of range.
     """
 
-    ENDPOINTS: tuple[str, ...] = (
-        "Conv3d_1a_7x7",
-        "MaxPool3d_2a_3x3",
-        "Conv3d_2b_1x1",
-        "Conv3d_2c_3x3",
-        "MaxPool3d_3a_3x3",
-        "Mixed_3b",
-        "Mixed_3c",
-        "MaxPool3d_4a_3x3",
-        "Mixed_4b",
-        "Mixed_4c",
-        "Mixed_4d",
-        "Mixed_4e",
-        "Mixed_4f",
-        "MaxPool3d_5a_2x2",
-        "Mixed_5b",
-        "Mixed_5c",
-    )
+    ENDPOINTS = endpoint_names(3)
 
     def __init__(
         self,
@@ -62,38 +45,18 @@ class I3D(nn.Module):
         dropout: float = 0.5,
         temporal_padding: TemporalPadding = "zero",
     ) -> None:
-        super().__init__()
         if num_classes < 1 or in_channels < 1:
             raise ValueError(f"num_classes {num_classes} and in_channels {in_channels} must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout {dropout} is the probability of dropping, it must be in [0, 1)")
         if temporal_padding not in get_args(TemporalPadding):
             raise ValueError(f"temporal_padding {temporal_padding!r} must be one of {get_args(TemporalPadding)}")
+        super().__init__(in_channels, 3, temporal_padding)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.temporal_padding: TemporalPadding = temporal_padding
-
-        def mixed(name: str, inputs: int) -> MixedModule:
-            return MixedModule(inputs, MIXED_CHANNELS[name], 3, temporal_padding)
-
-        self.Conv3d_1a_7x7 = ConvUnit(in_channels, 64, (7, 7, 7), (2, 2, 2), temporal_padding)
-        self.MaxPool3d_2a_3x3 = MaxPool((1, 3, 3), (1, 2, 2))
-        self.Conv3d_2b_1x1 = ConvUnit(64, 64, (1, 1, 1))
-        self.Conv3d_2c_3x3 = ConvUnit(64, 192, (3, 3, 3), temporal_padding=temporal_padding)
-        self.MaxPool3d_3a_3x3 = MaxPool((1, 3, 3), (1, 2, 2))
-        self.Mixed_3b = mixed("Mixed_3b", 192)
-        self.Mixed_3c = mixed("Mixed_3c", 256)
-        self.MaxPool3d_4a_3x3 = MaxPool((3, 3, 3), (2, 2, 2))
-        self.Mixed_4b = mixed("Mixed_4b", 480)
-        self.Mixed_4c = mixed("Mixed_4c", 512)
-        self.Mixed_4d = mixed("Mixed_4d", 512)
-        self.Mixed_4e = mixed("Mixed_4e", 512)
-        self.Mixed_4f = mixed("Mixed_4f", 528)
-        self.MaxPool3d_5a_2x2 = MaxPool((2, 2, 2), (2, 2, 2))
-        self.Mixed_5b = mixed("Mixed_5b", 832)
-        self.Mixed_5c = mixed("Mixed_5c", 832)
         self.dropout = nn.Dropout(dropout)
-        self.Logits = nn.Conv3d(1024, num_classes, 1)
+        self.Logits = nn.Conv3d(self.OUT_CHANNELS, num_classes, 1)
         initialise(self.Logits)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Inception-v1 with batch normalisation (Szegedy et al., 2015; Ioffe & Szegedy, 2015), which I3D inflates."""
+"""Inception-v1 with batch normalisation (Szegedy et al., 2015; Ioffe & Szegedy, 2015), and as I3D inflates it.
+
+The second branch's larger convolution is 3x3, not 5x5, as in the released I3D; so are names and padding.
+"""
 
 from collections import OrderedDict
 from typing import Literal
@@ -6,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.layers import ConvUnit, MaxPool, TemporalPadding
+from model.layers import ConvUnit, MaxPool, TemporalPadding, initialise
 
 # Output channels of each module's convolutions: branch 0; branch 1's 1x1 and 3x3; branch 2's 1x1 and 3x3; branch 3.
-MIXED_CHANNELS = {
+_MIXED_CHANNELS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
     "Mixed_4b": (192, 96, 208, 16, 48, 64),
@@ -22,14 +25,116 @@ MIXED_CHANNELS = {
 }
 
 
+class Inception(nn.Module):
+    """The network up to its last module: of pictures in two dimensions, of videos in three.
+
+    The layers are attributes, named in order by `endpoint_names`. In two dimensions each lacks the extents in time of
+    its inflated twin, and nothing else.
+
+    Args:
+        in_channels: of the input.
+        dimensions: 2 or 3.
+        temporal_padding: see `model.I3D`.
+    """
+
+    OUT_CHANNELS = 1024
+
+    def __init__(self, in_channels: int, dimensions: Literal[2, 3], temporal_padding: TemporalPadding = "zero") -> None:
+        super().__init__()
+
+        def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> ConvUnit:
+            extents = (kernel_size,) * dimensions
+            return ConvUnit(inputs, outputs, extents, (stride,) * dimensions, temporal_padding)
+
+        def pool(kernel_size: tuple[int, int, int], stride: tuple[int, int, int]) -> MaxPool:
+            return MaxPool(kernel_size[-dimensions:], stride[-dimensions:])
+
+        def mixed(name: str, inputs: int) -> MixedModule:
+            return MixedModule(inputs, _MIXED_CHANNELS[name], dimensions, temporal_padding)
+
+        layers = (
+            conv(in_channels, 64, 7, stride=2),
+            pool((1, 3, 3), (1, 2, 2)),
+            conv(64, 64, 1),
+            conv(64, 192, 3),
+            pool((1, 3, 3), (1, 2, 2)),
+            mixed("Mixed_3b", 192),
+            mixed("Mixed_3c", 256),
+            pool((3, 3, 3), (2, 2, 2)),
+            mixed("Mixed_4b", 480),
+            mixed("Mixed_4c", 512),
+            mixed("Mixed_4d", 512),
+            mixed("Mixed_4e", 512),
+            mixed("Mixed_4f", 528),
+            pool((2, 2, 2), (2, 2, 2)),
+            mixed("Mixed_5b", 832),
+            mixed("Mixed_5c", 832),
+        )
+        for name, layer in zip(endpoint_names(dimensions), layers, strict=True):
+            self.add_module(name, layer)
+        self.dimensions = dimensions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, …, H, W] → [B, 1024, …, ceil(H / 32), ceil(W / 32)], its values from 0 up."""
+        for name in endpoint_names(self.dimensions):
+            x = self.get_submodule(name)(x)
+        return x
+
+
+class InceptionV1(nn.Module):
+    """The network of pictures, whole: `body`, average pool, dropout, and a linear layer, `head`.
+
+    Args:
+        num_classes: how many logits.
+        in_channels: 3 for RGB; 2 · N for N flows stacked, x before y of each.
+        dropout: probability of dropping a feature in training.
+    """
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.body = Inception(in_channels, 2)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(Inception.OUT_CHANNELS, num_classes)
+        initialise(self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] floats in [−1, 1] → logits [B, num_classes]."""
+        logits: Tensor = self.head(self.dropout(self.body(x).mean(dim=(2, 3))))
+        return logits
+
+
+def endpoint_names(dimensions: Literal[2, 3]) -> tuple[str, ...]:
+    """The layers of `Inception` in order, as DeepMind (3) and TF-Slim (2) call them."""
+    conv, pool = f"Conv{dimensions}d", f"MaxPool{dimensions}d"
+    return (
+        f"{conv}_1a_7x7",
+        f"{pool}_2a_3x3",
+        f"{conv}_2b_1x1",
+        f"{conv}_2c_3x3",
+        f"{pool}_3a_3x3",
+        "Mixed_3b",
+        "Mixed_3c",
+        f"{pool}_4a_3x3",
+        "Mixed_4b",
+        "Mixed_4c",
+        "Mixed_4d",
+        "Mixed_4e",
+        "Mixed_4f",
+        f"{pool}_5a_2x2",
+        "Mixed_5b",
+        "Mixed_5c",
+    )
+
+
 class MixedModule(nn.Module):
     """An Inception module, of pictures or inflated: four branches side by side, their channels concatenated.
 
     Args:
         in_channels: channels of the input.
-        channels: output channels of the six convolutions, see `MIXED_CHANNELS`.
+        channels: output channels of the six convolutions, see `_MIXED_CHANNELS`.
         dimensions: 2 of pictures, 3 of videos.
-        temporal_padding: as for `model.I3D`.
+        temporal_padding: see `model.I3D`.
     """
 
     def __init__(
