@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from model import Network, OffsetBatchNorm
+from model import BatchNorm, Network
 from train.ranks import Ranks
 
 BATCHES = 32
@@ -23,7 +23,7 @@ def recompute_statistics(network: Network, batches: Iterable[Sequence[Tensor]]) 
         batches: inputs as in training, [B, C, T, H, W] of each stream; at least one.
     """
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, OffsetBatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     momentum = [norm.momentum for norm in norms]
     for number, batch in enumerate(batches, start=1):
         for norm in norms:
@@ -38,5 +38,5 @@ def recompute_statistics(network: Network, batches: Iterable[Sequence[Tensor]]) 
 @torch.no_grad()
 def average_statistics(network: Network, ranks: Ranks) -> None:
     """Replace the statistics of a network by their means over all ranks, each of which has measured its own."""
-    norms = [module for module in network.modules() if isinstance(module, OffsetBatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     ranks.average([buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)])

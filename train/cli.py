@@ -16,7 +16,7 @@ from manifests.files import write_file
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError, RgbCoding
 from model import Architecture, CheckpointError
-from model.i3d import MINIMUM_SIDE
+from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, require_good, summary
