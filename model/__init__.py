@@ -19,6 +19,7 @@ from model.layers import (
     OffsetBatchNorm,
     Stream,
     TemporalPadding,
+    channels_last,
     check_range,
     synchronise_batch_norm,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "TemporalPadding",
     "TwoStream",
     "build",
+    "channels_last",
     "check_range",
     "list_variables",
     "load_checkpoint",

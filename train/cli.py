@@ -254,7 +254,9 @@ def predict_command(
     Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20
     """
     try:
-        found = predict(video, load_streams({"rgb": rgb, "flow": flow, "both": both}), start, end, top, crop, short_side)
+        found = predict(
+            video, load_streams({"rgb": rgb, "flow": flow, "both": both}), start, end, top, crop, short_side
+        )
     except (VideoError, CheckpointError, ValueError, OSError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])
         raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error
