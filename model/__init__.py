@@ -7,7 +7,9 @@ checkpoint is a `CheckpointError`.
 
 from model.checkpoint_names import Format, match_names
 from model.i3d import I3D
-from model.layers import OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
+from model.inception import Inception, InceptionV1
+from model.inflate import begin_with_pictures, inflate, inflate_inception
+from model.layers import ConvUnit, MaxPool, OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, load_training, save_run
 
@@ -16,11 +18,18 @@ __all__ = [
     "STREAM_CHANNELS",
     "Checkpoint",
     "CheckpointError",
+    "ConvUnit",
     "Format",
+    "Inception",
+    "InceptionV1",
+    "MaxPool",
     "OffsetBatchNorm",
     "Stream",
     "TemporalPadding",
+    "begin_with_pictures",
     "check_range",
+    "inflate",
+    "inflate_inception",
     "list_variables",
     "load_checkpoint",
     "load_i3d",
