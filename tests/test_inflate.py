@@ -145,10 +145,10 @@ def test_networks_of_torchvision_have_the_fixed_point(torchvision_models: Module
     with torch.no_grad():
         expected = network(still)
         assert expected.std() > 1e-3
-        for frames in (1, 8, 11):
+        for frames in (16, 19):
             assert relative_error(inflated(boring_video(still, frames)), expected) < 1e-5, frames
         bordered = inflate(network, first_pool, "zero")
-        assert relative_error(bordered(boring_video(still, 8)), expected) > 0.01
+        assert relative_error(bordered(boring_video(still, 16)), expected) > 0.01
 
 
 def test_layers_of_all_kinds_have_the_fixed_point() -> None:
