@@ -205,7 +205,7 @@ def test_statistics_are_averages_over_the_batches():
     batches = [torch.rand(2, 2, 9, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
     weights = {name: p.clone() for name, p in network.named_parameters()}
     state = torch.get_rng_state()
-    recompute_statistics(network, batches)
+    recompute_statistics(network, [(batch,) for batch in batches])
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
     first, seen = network.Conv3d_1a_7x7, []
@@ -222,7 +222,7 @@ def test_statistics_are_averages_over_the_batches():
 def test_initial_weights_and_their_head(demo, train, tmp_path):
     for name, classes in (("same", CLASSES[:4]), ("other", ["a", "b", "c", "d"]), ("more", list("abcdefg"))):
         torch.manual_seed(5)
-        save_run(tmp_path / f"{name}.pt", I3D(len(classes), 2), "flow", classes)
+        save_run(tmp_path / f"{name}.pt", I3D(len(classes), 2), classes)
         given = load_checkpoint(tmp_path / f"{name}.pt").state_dict
         train("--steps", 1, "--lr", 1e-9, "--init", tmp_path / f"{name}.pt", output=tmp_path / name)
         trained = load_checkpoint(tmp_path / name / "model.pt").state_dict
@@ -269,7 +269,7 @@ def test_bad_words(demo, train, tmp_path):
         "--steps", 1, "--crop", 33, output=tmp_path / "odd", status=2
     )
     assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
-    save_run(tmp_path / "rgb.pt", I3D(4, 3), "rgb", None)
+    save_run(tmp_path / "rgb.pt", I3D(4, 3), None)
     said = train("--steps", 1, "--init", tmp_path / "rgb.pt", output=tmp_path / "d", status=1)
     assert "holds an rgb network" in said
 
@@ -422,6 +422,6 @@ def test_weights_that_are_no_numbers_are_never_written(train, tmp_path):
 
 
 def test_initial_weights_keep_their_padding(train, tmp_path):
-    save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), "flow", CLASSES[:4])
+    save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), CLASSES[:4])
     train("--steps", 1, "--init", tmp_path / "init.pt")
     assert load_checkpoint(tmp_path / "run" / "model.pt").temporal_padding == "replicate"

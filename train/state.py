@@ -18,6 +18,7 @@ from model import (
     Stream,
     build,
     channels_last,
+    head_names,
     load_training,
     save_run,
     synchronise_batch_norm,
@@ -115,10 +116,9 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
         temporal_padding=configuration.temporal_padding,
     )
     if initial is not None:
-        weights = initial.state_dict
-        if not keeps_head(initial, task.classes):
-            weights = {**weights, **{f"Logits.{name}": tensor for name, tensor in network.Logits.state_dict().items()}}
-        network.load_state_dict(weights)
+        kept = keeps_head(initial, task.classes)
+        fresh = [] if kept else head_names(network.architecture, network.streams)
+        network.load_state_dict(initial.state_dict | {name: network.state_dict()[name] for name in fresh})
     network = channels_last(network.to(task.ranks.device)).train()
     if configuration.sync_bn and task.ranks.count > 1:
         synchronise_batch_norm(network)
