@@ -9,7 +9,7 @@ from manifests.sample import RgbCoding
 from model import I3D, STREAM_CHANNELS, Architecture, Stream, build
 from model.receptive_field import receptive_fields
 from train.plan import Pictures
-from train.samplers import tested_windows, window_of
+from train.samplers import whole_clip_windows, window_of
 
 CLIP_FRAMES = 250  # a clip of Kinetics, 10 seconds
 CLASSES = 400
@@ -74,7 +74,7 @@ def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
     streams = streams_in_table(architecture)
     training = [window_of(architecture, streams).at(0, _stored(streams))]
     groups = [(stream,) for stream in streams] if architecture == "i3d" else [streams]
-    testing = [window for group in groups for window in tested_windows(architecture, group, _stored(group))]
+    testing = [window for group in groups for window in whole_clip_windows(architecture, group, _stored(group))]
     return (
         f"{parameters(architecture):,}",
         _counted(training),
