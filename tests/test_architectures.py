@@ -383,6 +383,14 @@ def test_lstm_is_that_of_recurrent_batch_normalisation(small_lstm, trained, fram
     torch.testing.assert_close(small_lstm.train(trained)(x), expected)
 
 
+def test_lstm_keeps_its_cell_in_float32(small_lstm):
+    lstm, x = small_lstm.float().eval(), random_values(6, 9, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden = lstm(x)
+    assert hidden.dtype == torch.float32
+    torch.testing.assert_close(hidden, reference_lstm(lstm, x, trained=False), rtol=0, atol=0.02)
+
+
 def test_lstm_starts_with_small_scales_an_open_forget_gate_and_orthogonal_recurrence():
     lstm = BatchNormLSTM(7, 5, steps=2)
     assert all(torch.equal(n.scale, torch.full_like(n.scale, 0.1)) for n in (lstm.input_norm, lstm.cell_norm))
