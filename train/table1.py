@@ -46,9 +46,9 @@ def table1_command() -> None:
     click.echo("A clip of 250 frames has 249 flows, so its last snippet of flow begins a frame early.")
 
     click.echo(f"\n{'Receptive field':<38} {'figure 3':<20} this code")
-    for name, ours in fields_of_i3d().items():
-        theirs = _extents(FIGURE_3[name]) if name in FIGURE_3 else ""
-        click.echo(f"{name:<38} {theirs:<20} {_extents(ours)}")
+    for name, size in fields_of_i3d().items():
+        drawn = _extents(FIGURE_3[name]) if name in FIGURE_3 else ""
+        click.echo(f"{name:<38} {drawn:<20} {_extents(size)}")
     click.echo(
         "Frames x pixels x pixels. The figure's last two are those of a network with four modules between the third\n"
         "max-pool and the fourth; Inception-v1 has five there, as the released I3D has."
@@ -86,7 +86,7 @@ def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
 
 def footprint_seconds(windows: Sequence[Pictures]) -> float:
     """How much of a clip all streams of all windows cover together, each picture up to the next of its window."""
-    covered = set()
+    covered: set[int] = set()
     for window in windows:
         for numbers in window.values():
             spacing = numbers[1] - numbers[0] if len(numbers) > 1 else 1
