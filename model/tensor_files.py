@@ -31,11 +31,13 @@ def read_tensor_file(file: Path) -> dict[Any, Any]:
     "model". Tensors are in main memory and share it with no file.
 
     Raises:
-        CheckpointError: if the file is damaged, of neither kind, or wants to run code.
-        OSError: if it cannot be read.
+        CheckpointError: if the file cannot be read, is damaged or of neither kind, or wants to run code.
     """
-    with file.open("rb") as stream:
-        beginning = stream.read(9)
+    try:
+        with file.open("rb") as stream:
+            beginning = stream.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}") from error
     if file.suffix == ".safetensors" or beginning[8:] == b"{":
         return _read_safetensors(file, int.from_bytes(beginning[:8], "little"))
     try:
