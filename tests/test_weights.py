@@ -453,6 +453,21 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, save: Callable[[object, Path]
     assert mark.exists()  # so the file would have done it
 
 
+@pytest.mark.parametrize("form", ["compressed", "named twice"])
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, form: str) -> None:
+    torch.save({"Conv3d_1a_7x7.conv3d.weight": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(bomb, "w") as archive:
+        for entry in plain.infolist():
+            compression = zipfile.ZIP_DEFLATED if form == "compressed" else zipfile.ZIP_STORED
+            archive.writestr(entry.filename, plain.read(entry), compression)
+        if form == "named twice":
+            archive.filelist += [entry for entry in archive.filelist if entry.filename.endswith("data/0")] * 9
+    assert torch.load(bomb, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"bomb\.pt: unpacks into \d+ bytes, the file has \d+"):
+        load_checkpoint(bomb)
+
+
 def test_a_damaged_file_is_refused(run_file: Path) -> None:
     content = run_file.read_bytes()
     for damaged in (b"", content[:1000], content[: len(content) // 2], content[:-10], b"GIF89a" + bytes(100)):
