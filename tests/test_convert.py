@@ -85,9 +85,10 @@ def test_every_network_comes_back_from_both_kinds_of_files(
         loaded = checkpoint.network()
         assert type(loaded) is type(saved)
         assert not loaded.training
-        assert loaded.state_dict().keys() == saved.state_dict().keys()
+        weights = loaded.state_dict()
+        assert weights.keys() == saved.state_dict().keys()
         for weight, tensor in saved.state_dict().items():
-            assert torch.equal(loaded.state_dict()[weight], tensor), weight
+            assert torch.equal(weights[weight], tensor), weight
 
 
 @pytest.mark.parametrize(("architecture", "streams"), NETWORKS)

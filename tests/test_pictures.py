@@ -86,8 +86,9 @@ def test_our_own_state_dict_comes_back(tmp_path: Path, suffix: str) -> None:
     (save_file if suffix == ".safetensors" else torch.save)(network.state_dict(), path)
     loaded = load_inception_v1(path)
     assert (loaded.num_classes, loaded.in_channels) == (5, 20)
+    weights = loaded.state_dict()
     for name, tensor in network.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
+        assert torch.equal(weights[name], tensor), name
     with pytest.raises(CheckpointError, match="an Inception-v1 of pictures; `i3d-convert --model`"):
         load_checkpoint(path)
     with pytest.raises(ValueError, match="of 20 channels, only one of RGB"):
