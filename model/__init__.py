@@ -24,6 +24,7 @@ from model.layers import (
     OffsetBatchNorm,
     Stream,
     TemporalPadding,
+    channels_last,
     check_range,
     synchronise_batch_norm,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "TwoStream",
     "begin_with_pictures",
     "build",
+    "channels_last",
     "check_range",
     "head_names",
     "identify_released",

@@ -1,7 +1,7 @@
 """Layers that the architectures share: as DeepMind released them, in two dimensions and in three."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ Stream = Literal["rgb", "flow"]
 TemporalPadding = Literal["zero", "replicate"]
 
 STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
 
@@ -308,6 +310,16 @@ def synchronise_batch_norm(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.synchronised = True
+
+
+def channels_last(network: NetworkT) -> NetworkT:
+    """The same network, its convolutions' weights with channels last in memory, which is faster on CPUs and GPUs."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 class MaxPool(nn.Module):

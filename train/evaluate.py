@@ -13,7 +13,7 @@ from manifests.sample import FormatError
 from model import Checkpoint, CheckpointError, Network, Stream, load_checkpoint
 from train.decode import CROP_PIXELS, network_inputs
 from train.loader import Bad, whole_clips
-from train.samplers import tested_windows
+from train.samplers import whole_clip_windows
 from train.stream import Inputs, Samples, streams_of
 
 TOP = 5
@@ -140,14 +140,14 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
 
 def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
     """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU."""
-    return {inputs: tested(pixels, network, streams.device) for inputs, network in streams.networks.items()}
+    return {inputs: network_logits(pixels, network, streams.device) for inputs, network in streams.networks.items()}
 
 
 @torch.inference_mode()
-def tested(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
+def network_logits(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
     """Logits of one clip, [classes] on the CPU: their mean over the windows that the network is tested on."""
     clip_frames = min(len(pixels[stream]) for stream in network.streams)
-    windows = tested_windows(network.architecture, network.streams, clip_frames)
+    windows = whole_clip_windows(network.architecture, network.streams, clip_frames)
     logits = [
         network(*network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device))[0]
         for window in windows

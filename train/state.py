@@ -17,6 +17,7 @@ from model import (
     Network,
     Stream,
     build,
+    channels_last,
     head_names,
     load_training,
     save_run,
@@ -25,8 +26,8 @@ from model import (
 from train.plan import Plan, Share
 from train.ranks import Ranks
 from train.run import Configuration, Session, checkpoint_path, remove_old_checkpoints
-from train.schedule import Plateau
 from train.samplers import RandomWindow, window_of
+from train.schedule import Plateau
 from train.stream import Samples, streams_of
 
 REMEDY = "Checkpoints are as they were; begin again with a lower --lr in another --output, perhaps with --init"
@@ -118,7 +119,7 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
         kept = keeps_head(initial, task.classes)
         fresh = [] if kept else head_names(network.architecture, network.streams)
         network.load_state_dict(initial.state_dict | {name: network.state_dict()[name] for name in fresh})
-    network = network.to(task.ranks.device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+    network = channels_last(network.to(task.ranks.device)).train()
     if configuration.sync_bn and task.ranks.count > 1:
         synchronise_batch_norm(network)
     optimizer = torch.optim.SGD(

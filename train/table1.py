@@ -22,7 +22,7 @@ PAPER: dict[Architecture, tuple[str, str, str, str, str]] = {
     "fused": ("39M", "5 rgb, 50 flow", "2 s", "25 rgb, 250 flow", "10 s"),
     "i3d": ("25M", "64 rgb, 64 flow", "2.56 s", "250 rgb, 250 flow", "10 s"),
 }
-# Figure 3. It does not say which layers it means; these fit its arithmetic.
+# Figure 3, behind its max-pools and its average pool.
 FIGURE_3 = {
     "MaxPool3d_2a_3x3": (7, 11, 11),
     "MaxPool3d_3a_3x3": (11, 27, 27),
@@ -50,8 +50,8 @@ def table1_command() -> None:
         theirs = _extents(FIGURE_3[name]) if name in FIGURE_3 else ""
         click.echo(f"{name:<38} {theirs:<20} {_extents(ours)}")
     click.echo(
-        "Frames x pixels x pixels. The figure's last two are those of four modules between its third and fourth\n"
-        "max-pool; it draws five, as there are here."
+        "Frames x pixels x pixels. The figure's last two are those of a network with four modules between the third\n"
+        "max-pool and the fourth; Inception-v1 has five there, as the released I3D has."
     )
 
 
@@ -70,10 +70,7 @@ def parameters(architecture: Architecture) -> int:
 
 
 def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
-    """Our values of `PAPER`'s, computed from networks and samplers on a clip of 10 seconds.
-
-    Where flow is seen by itself, as by I3D's flow network, it is the footprint of RGB that is given.
-    """
+    """Ours in the places of `PAPER`'s: from the networks, and from the samplers on a clip of 10 seconds."""
     streams = streams_in_table(architecture)
     training = [window_of(architecture, streams).at(0, _stored(streams))]
     groups = [(stream,) for stream in streams] if architecture == "i3d" else [streams]
@@ -88,7 +85,7 @@ def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
 
 
 def footprint_seconds(windows: Sequence[Pictures]) -> float:
-    """How much of a clip windows of its pictures cover together, each picture up to the next of its window."""
+    """How much of a clip all streams of all windows cover together, each picture up to the next of its window."""
     covered = set()
     for window in windows:
         for numbers in window.values():
