@@ -29,7 +29,7 @@ from model.layers import (
     synchronise_batch_norm,
 )
 from model.lstm import ConvNetLSTM
-from model.runs import load_training, save_checkpoint, save_run
+from model.runs import load_training, save_run, save_safetensors
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.two_stream import TwoStream
 from model.weights import identify_released, load_checkpoint, load_i3d, load_inception_v1
@@ -70,7 +70,7 @@ __all__ = [
     "load_training",
     "match_names",
     "read_checkpoint",
-    "save_checkpoint",
     "save_run",
+    "save_safetensors",
     "synchronise_batch_norm",
 ]
