@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 TemporalPadding = Literal["zero", "replicate"]
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by rank
 _LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
 
 
@@ -66,8 +67,15 @@ class ConvUnit(nn.Module):
         outside = [end for pair in reversed(paddings) for end in (pair if pair[0] != pair[1] else (0, 0))]
         if any(outside):
             x = F.pad(x, outside)
-        convolve = F.conv2d if len(paddings) == 2 else F.conv3d
-        return F.relu_(self.norm(convolve(x, self.conv.weight, None, stride, inside)))
+        y = self._convolve(x, inside)
+        return F.relu_(self.norm(y.contiguous(memory_format=_CHANNELS_LAST[y.ndim])))
+
+    def _convolve(self, x: Tensor, padding: list[int]) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if max(self.conv.kernel_size + self.conv.stride) == 1:  # a matrix product, where channels are last in memory
+            return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        convolve = F.conv2d if len(padding) == 2 else F.conv3d
+        return convolve(x, weight, bias, self.conv.stride, padding)
 
 
 class OffsetBatchNorm(nn.Module):
@@ -156,12 +164,27 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, …] → [B, C, …], each axis of n as long as ceil(n / stride)."""
-        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
-        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
-        # Rounding the output's size up pads the odd pixel at the end, without a copy. Padding never is the maximum, as
-        # in TensorFlow; and repeating the border frame, which is in the window, would not change it.
-        pool = F.max_pool2d if len(before) == 2 else F.max_pool3d
-        return pool(x, self.kernel_size, self.stride, before, ceil_mode=True)
+        pixels = x.movedim(1, -1)
+        if x.ndim == 5:
+            # A maximum over a box is one over time of those over pictures. torch's max-pooling in two dimensions is
+            # many times as fast as that in three, and where channels are last in memory both are views of this tensor.
+            pictures = _max_pool_2d(pixels.flatten(0, 1), self.kernel_size[1:], self.stride[1:])  # [B · T, H', W', C]
+            pixels = pictures.unflatten(0, pixels.shape[:2])
+            if self.kernel_size[0] > 1:
+                rows = pixels.flatten(2, 3)  # [B, T, H' · W', C]
+                rows = _max_pool_2d(rows, (self.kernel_size[0], 1), (self.stride[0], 1))
+                pixels = rows.unflatten(2, pictures.shape[1:3])
+        else:
+            pixels = _max_pool_2d(pixels, self.kernel_size, self.stride)
+        return pixels.movedim(-1, 1)
+
+
+def _max_pool_2d(x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """[N, H, W, C] → [N, H', W', C]."""
+    before = [same_padding(*axis)[0] for axis in zip(x.shape[1:3], kernel_size, stride, strict=True)]
+    # Rounding the output's size up pads the odd pixel at the end, without a copy. Padding never is the maximum, as in
+    # TensorFlow; and repeating the border frame, which is in the window, would not change it.
+    return F.max_pool2d(x.movedim(-1, 1), kernel_size, stride, before, ceil_mode=True).movedim(1, -1)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
