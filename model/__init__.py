@@ -1,25 +1,49 @@
 """The networks of "Quo Vadis, Action Recognition?", one file per architecture, and their weights.
 
-`I3D` is the network as DeepMind released it; `load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints
-(without TensorFlow), the two common PyTorch ports, and the files that `save_run` writes. Whatever is wrong with a
-checkpoint is a `CheckpointError`.
+`I3D` is the network as DeepMind released it; `ConvNetLSTM`, `C3D`, `TwoStream` and `Fused` are those that the paper
+compares it with; `build` makes any of them by name.
+
+`load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints (without TensorFlow), the two common PyTorch
+ports, and the files that `save_run` writes. Whatever is wrong with a checkpoint is a `CheckpointError`.
 """
 
+from model.build import Network, build
+from model.c3d import C3D
 from model.checkpoint_names import Format, match_names
+from model.fused import Fused
 from model.i3d import I3D
-from model.layers import OffsetBatchNorm, TemporalPadding, check_range, synchronise_batch_norm
+from model.layers import (
+    STREAM_CHANNELS,
+    Architecture,
+    BatchNorm,
+    OffsetBatchNorm,
+    Stream,
+    TemporalPadding,
+    check_range,
+    synchronise_batch_norm,
+)
+from model.lstm import ConvNetLSTM
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
-from model.weights import STREAM_CHANNELS, Checkpoint, Stream, load_checkpoint, load_i3d, load_training, save_run
+from model.two_stream import TwoStream
+from model.weights import Checkpoint, load_checkpoint, load_i3d, load_training, save_run
 
 __all__ = [
+    "C3D",
     "I3D",
     "STREAM_CHANNELS",
+    "Architecture",
+    "BatchNorm",
     "Checkpoint",
     "CheckpointError",
+    "ConvNetLSTM",
     "Format",
+    "Fused",
+    "Network",
     "OffsetBatchNorm",
     "Stream",
     "TemporalPadding",
+    "TwoStream",
+    "build",
     "check_range",
     "list_variables",
     "load_checkpoint",

@@ -7,15 +7,13 @@ a scale, its average of the logits over time. With the released weights it gives
 
 from typing import get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.inception import Inception, endpoint_names
-from model.layers import TemporalPadding, check_range, initialise
+from model.inception import MINIMUM_SIDE, Inception, endpoint_names
+from model.layers import Architecture, Stream, TemporalPadding, check_arguments, check_input, initialise, stream_of
 
 MINIMUM_FRAMES = 9  # gives two time steps, the extent of the average pool
-MINIMUM_SIDE = 32  # the spatial stride of the network: a smaller picture is less than one cell of its last grid
 
 
 class I3D(Inception):
@@ -38,6 +36,8 @@ class I3D(Inception):
 
     ENDPOINTS = endpoint_names(3)
 
+    architecture: Architecture = "i3d"
+
     def __init__(
         self,
         num_classes: int = 400,
@@ -45,13 +45,12 @@ class I3D(Inception):
         dropout: float = 0.5,
         temporal_padding: TemporalPadding = "zero",
     ) -> None:
-        if num_classes < 1 or in_channels < 1:
-            raise ValueError(f"num_classes {num_classes} and in_channels {in_channels} must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout {dropout} is the probability of dropping, it must be in [0, 1)")
+        check_arguments(num_classes, dropout)
+        stream = stream_of(in_channels)
         if temporal_padding not in get_args(TemporalPadding):
             raise ValueError(f"temporal_padding {temporal_padding!r} must be one of {get_args(TemporalPadding)}")
         super().__init__(in_channels, 3, temporal_padding)
+        self.streams: tuple[Stream, ...] = (stream,)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.temporal_padding: TemporalPadding = temporal_padding
@@ -119,16 +118,11 @@ class I3D(Inception):
         return x
 
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 5:
-            raise ValueError(f"input has shape {list(x.shape)}, it must be [B, {self.in_channels}, T, H, W]")
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"input has {x.shape[1]} channels, this network takes {self.in_channels}")
-        if not x.is_floating_point():
-            raise ValueError(f"input is {x.dtype}, it must be floats scaled to [-1, 1]")
-        if x.shape[2] < MINIMUM_FRAMES:
-            raise ValueError(f"input has {x.shape[2]} frames, I3D needs at least {MINIMUM_FRAMES}")
-        if min(x.shape[3:]) < MINIMUM_SIDE:
-            raise ValueError(f"input has {x.shape[3]}x{x.shape[4]} pixels, I3D needs at least {MINIMUM_SIDE} a side")
-        # Neither a tensor without data nor a traced graph can be asked for its values.
-        if not (self.training or x.is_meta or x.numel() == 0 or torch.compiler.is_compiling()):
-            check_range(x)
+        check_input(
+            x,
+            self.streams[0],
+            "I3D",
+            minimum_frames=MINIMUM_FRAMES,
+            minimum_side=MINIMUM_SIDE,
+            check_values=not self.training,
+        )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from model.layers import ConvUnit, MaxPool, TemporalPadding, initialise
 
+MINIMUM_SIDE = 32  # the network's spatial stride: a smaller picture is less than one cell of its last grid
+
 # Output channels of each module's convolutions: branch 0; branch 1's 1x1 and 3x3; branch 2's 1x1 and 3x3; branch 3.
 _MIXED_CHANNELS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),

@@ -1,5 +1,6 @@
 """Layers that the architectures share: as DeepMind released them, in two dimensions and in three."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -7,16 +8,135 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Architecture = Literal["lstm", "c3d", "two-stream", "fused", "i3d"]
+Stream = Literal["rgb", "flow"]
 TemporalPadding = Literal["zero", "replicate"]
+
+STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by rank
 _LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
 
 
+def stream_of(in_channels: int) -> Stream:
+    """The stream whose pictures have so many channels.
+
+    Raises:
+        ValueError: if neither has.
+    """
+    for stream, channels in STREAM_CHANNELS.items():
+        if channels == in_channels:
+            return stream
+    raise ValueError(f"in_channels {in_channels} must be 3 (RGB) or 2 (flow)")
+
+
+def check_streams(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    """The streams of a network that can have both.
+
+    Raises:
+        ValueError: if they are neither one of "rgb" and "flow" nor both in this order.
+    """
+    if tuple(streams) not in (("rgb",), ("flow",), ("rgb", "flow")):
+        raise ValueError(f"streams {tuple(streams)} must be rgb, flow, or both in this order")
+    return tuple(streams)
+
+
+def check_arguments(num_classes: int, dropout: float) -> None:
+    """Refuses what no network can be built with.
+
+    Raises:
+        ValueError: if there is no class, or `dropout` is not in [0, 1).
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes {num_classes} must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout} is the probability of dropping, it must be in [0, 1)")
+
+
+def check_input(
+    x: Tensor,
+    stream: Stream,
+    network: str,
+    *,
+    frames: int | None = None,
+    minimum_frames: int = 1,
+    side: int | None = None,
+    minimum_side: int = 1,
+    check_values: bool = False,
+) -> None:
+    """Refuses a batch of videos that a network does not take.
+
+    Args:
+        x: should be [B, C, T, H, W] floats in [-1, 1].
+        stream: which of a network's inputs it is.
+        network: the network's name, for the message.
+        frames: T, where the network takes no other.
+        minimum_frames: the smallest T.
+        side: H and W in pixels, where the network takes no other.
+        minimum_side: the smallest H and W.
+        check_values: look at the values too, by `check_range` and `check_centre`, which is a pass over them.
+
+    Raises:
+        ValueError: with what was found and what would be right.
+    """
+    channels = STREAM_CHANNELS[stream]
+    if x.ndim != 5:
+        raise ValueError(f"{stream} input has shape {list(x.shape)}, it must be [B, {channels}, T, H, W]")
+    if x.shape[1] != channels:
+        raise ValueError(f"{stream} input has {x.shape[1]} channels, this network takes {channels}")
+    if not x.is_floating_point():
+        raise ValueError(f"{stream} input is {x.dtype}, it must be floats scaled to [-1, 1]")
+    there, height, width = x.shape[2:]
+    if frames is not None and there != frames:
+        raise ValueError(f"{stream} input has {there} frames, {network} takes {frames}")
+    if there < minimum_frames:
+        raise ValueError(f"{stream} input has {there} frames, {network} needs at least {minimum_frames}")
+    if side is not None and (height, width) != (side, side):
+        raise ValueError(f"{stream} input has {height}x{width} pixels, {network} takes {side}x{side}")
+    if min(height, width) < minimum_side:
+        raise ValueError(f"{stream} input has {height}x{width} pixels, {network} needs at least {minimum_side} a side")
+    # Neither a tensor without data nor a traced graph can be asked for its values.
+    if check_values and not (x.is_meta or x.numel() == 0 or torch.compiler.is_compiling()):
+        check_range(x)
+        check_centre(x, stream)
+
+
+def check_inputs(
+    inputs: Sequence[Tensor],
+    streams: Sequence[Stream],
+    network: str,
+    frames: Mapping[Stream, int],
+    *,
+    minimum_side: int,
+    check_values: bool,
+) -> None:
+    """Refuses batches that a network of several streams does not take; as `check_input` for each, and they must match.
+
+    Args:
+        inputs: one batch a stream.
+        streams: what the inputs should be, in this order.
+        network: the network's name, for the message.
+        frames: T of each stream.
+        minimum_side: the smallest H and W.
+        check_values: look at the values too.
+
+    Raises:
+        ValueError: with what was found and what would be right.
+    """
+    if len(inputs) != len(streams):
+        raise ValueError(f"{len(inputs)} inputs, {network} takes one of each stream: {', '.join(streams)}")
+    for stream, x in zip(streams, inputs, strict=True):
+        check_input(x, stream, network, frames=frames[stream], minimum_side=minimum_side, check_values=check_values)
+    sizes = {(len(x), *x.shape[3:]) for x in inputs}
+    if len(sizes) > 1:
+        found = ", ".join(f"{stream} {list(x.shape)}" for stream, x in zip(streams, inputs, strict=True))
+        raise ValueError(f"inputs of different batches or sizes: {found}")
+
+
 def check_range(x: Tensor) -> None:
     """Refuses an input that is clearly not scaled to [-1, 1], such as one in [0, 255].
 
-    An input in [0, 1] cannot be told from a bright video and passes.
+    An input in [0, 1] passes; `check_centre` looks for those.
 
     Args:
         x: a float tensor of any shape.
@@ -27,6 +147,46 @@ def check_range(x: Tensor) -> None:
     low, high = (bound.item() for bound in x.detach().aminmax())
     if not (low >= -_LARGEST_MAGNITUDE and high <= _LARGEST_MAGNITUDE):  # so written, it refuses NaN too
         raise ValueError(f"input values are in [{low:g}, {high:g}], they must be scaled to [-1, 1]")
+
+
+def check_centre(x: Tensor, stream: Stream) -> None:
+    """Refuses an input that looks as if it were scaled to [0, 1], where [-1, 1] is due.
+
+    Values from 0 up are possible in [-1, 1] too, so more is asked. Of RGB, that some are near 0 and some above 0.5:
+    taken for [-1, 1], that is a video without a pixel darker than mid-grey whose darkest is nearly mid-grey. Of flow,
+    that the mean is about 0.5: taken for [-1, 1], a motion of 10 pixels a frame, to the right and down, all over.
+
+    Args:
+        x: floats of any shape.
+        stream: what they are.
+
+    Raises:
+        ValueError: if so.
+    """
+    low, high = (bound.item() for bound in x.detach().aminmax())
+    if low < 0:
+        return
+    if (low < 0.05 and high > 0.5) if stream == "rgb" else (0.4 < x.detach().float().mean().item() < 0.6):
+        raise ValueError(
+            f"{stream} input has values in [{low:g}, {high:g}], none below 0: it seems to be scaled to [0, 1], "
+            "it must be scaled to [-1, 1]"
+        )
+
+
+def as_pictures(x: Tensor, pictures: int) -> Tensor:
+    """Videos cut in time into pictures, so that a network of pictures can take them.
+
+    Args:
+        x: [B, C, T, H, W]; `pictures` divides T.
+        pictures: how many each video is cut into.
+
+    Returns:
+        [B · pictures, T / pictures · C, H, W]: the pictures of a video follow each other; each has the channels of its
+        first frame, then of its second, and so on (of flow: x and y of flow 1, x and y of flow 2, …).
+    """
+    batch, channels, frames, height, width = x.shape
+    stacked = frames // pictures * channels
+    return x.transpose(1, 2).reshape(batch * pictures, stacked, height, width)
 
 
 class ConvUnit(nn.Module):
@@ -78,10 +238,10 @@ class ConvUnit(nn.Module):
         return convolve(x, weight, bias, self.conv.stride, padding)
 
 
-class OffsetBatchNorm(nn.Module):
-    """Batch normalisation over [B, C, …] with a learned offset and no scale, as the released network has it.
+class BatchNorm(nn.Module):
+    """Statistics of batch normalisation over [B, C, …]; what is learned belongs to who calls `normalise`.
 
-    Sonnet's `BatchNorm` has no scale by default, epsilon 1e-3 and a decay of 0.999, which is torch's momentum 0.001.
+    Sonnet's `BatchNorm` has epsilon 1e-3 and a decay of 0.999, which is torch's momentum 0.001.
     """
 
     EPSILON = 1e-3
@@ -93,26 +253,33 @@ class OffsetBatchNorm(nn.Module):
         super().__init__()
         self.momentum = 1e-3
         self.synchronised = False  # in training, normalise over the batches of all processes of torch.distributed
-        self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, …] → the same shape; updates the running statistics in training mode."""
+    def normalise(self, x: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
+        """[B, C, …] → the same shape, of mean `offset` and deviation `scale`, [C] each; without them 0 and 1.
+
+        Updates the running statistics in training mode.
+
+        Raises:
+            ValueError: in training mode, if there is one value a channel, which has no deviation.
+        """
         if self.synchronised and self.training:
-            return self._over_all_processes(x)
+            return self._over_all_processes(x, scale, offset)
+        if self.training and x.numel() == x.shape[1]:
+            raise ValueError("one value a channel has no deviation to normalise by: train on batches of at least 2")
         return F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
-            None,
-            self.bias,
+            scale,
+            offset,
             self.training,
             self.momentum,
             self.EPSILON,
         )
 
-    def _over_all_processes(self, x: Tensor) -> Tensor:
+    def _over_all_processes(self, x: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
         """As one process would do it with all batches; torch's own is for GPUs alone, and wants a scale."""
         dims, of_channels = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -124,8 +291,25 @@ class OffsetBatchNorm(nn.Module):
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (sums[-1] / (sums[-1] - 1)), self.momentum)
-        scale = torch.rsqrt(variance + self.EPSILON)
-        return (centred * scale.view(of_channels) + self.bias.view(of_channels)).to(x.dtype)
+        factor = torch.rsqrt(variance + self.EPSILON)
+        if scale is not None:
+            factor = factor * scale
+        normalised = centred * factor.view(of_channels)
+        if offset is not None:
+            normalised = normalised + offset.view(of_channels)
+        return normalised.to(x.dtype)
+
+
+class OffsetBatchNorm(BatchNorm):
+    """Batch normalisation over [B, C, …] with a learned offset and no scale, as the released network has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, …] → the same shape; see `normalise`."""
+        return self.normalise(x, None, self.bias)
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -145,7 +329,7 @@ class _SumOverRanks(torch.autograd.Function):
 def synchronise_batch_norm(network: nn.Module) -> None:
     """From now on batches are normalised over all processes of `torch.distributed`, in training."""
     for module in network.modules():
-        if isinstance(module, OffsetBatchNorm):
+        if isinstance(module, BatchNorm):
             module.synchronised = True
 
 

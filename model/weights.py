@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.checkpoint_names import Format, match_names, refuse
 from model.i3d import I3D
-from model.layers import TemporalPadding
+from model.layers import STREAM_CHANNELS, Stream, TemporalPadding
 from model.tensorflow_checkpoint import (
     CheckpointError,
     checkpoint_files,
@@ -27,10 +27,6 @@ from model.tensorflow_checkpoint import (
     list_variables,
     read_checkpoint,
 )
-
-Stream = Literal["rgb", "flow"]
-
-STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}
 
 _PADDINGS: tuple[TemporalPadding, ...] = get_args(TemporalPadding)
 _RUN_FORMAT = "quo-vadis-run"

@@ -108,7 +108,7 @@ def _measure(clip: Stored, folder: Path) -> dict[str, np.ndarray]:
     starts = rng.integers(0, max(clip.pictures - FRAMES, 0) + 1, WINDOWS).tolist()
     places = rng.random((WINDOWS, 2)).tolist()
     pictures = [tuple((start + k) % clip.pictures for k in range(FRAMES)) for start in starts]
-    views = [View(0, p, *place, flip=False) for p, place in zip(pictures, places, strict=True)]
+    views = [View(0, {clip.stream: p}, *place, flip=False) for p, place in zip(pictures, places, strict=True)]
     member = MEMBER_OF[clip.stream]
     tars = {}
     for name, video in (("theirs", clip.by_default), ("ours", clip.sample.read((member,))[member])):
@@ -157,9 +157,9 @@ def plain_windows(tar: Path, stream: Stream, views: list[View]) -> Iterator[np.n
             height, width = video.height // (2 if stream == "flow" else 1), video.width
             top, left = int(view.top * (height - CROP_PIXELS + 1)), int(view.left * (width - CROP_PIXELS + 1))
             down, across = slice(top, top + CROP_PIXELS), slice(left, left + CROP_PIXELS)
-            container.seek(int(view.pictures[0] / video.average_rate / video.time_base), stream=video)
+            container.seek(int(view.pictures[stream][0] / video.average_rate / video.time_base), stream=video)
             for frame in container.decode(video):
-                if round(frame.time * 25) < view.pictures[0]:
+                if round(frame.time * 25) < view.pictures[stream][0]:
                     continue
                 if stream == "rgb":
                     pictures.append(frame.to_ndarray(format="rgb24")[down, across])

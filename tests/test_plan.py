@@ -7,14 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.plan import WINDOW_SHARDS, ConsecutiveFrames, Plan, Share
+from train.plan import WINDOW_SHARDS, Plan, Share
+from train.samplers import RandomWindow, window_of
 
 CLIP_FRAMES = np.array([250, 64, 65, 20, 250, 100, 9])
 
 
 def plan_of(batch_size, frames=64, clip_frames=CLIP_FRAMES, samples_per_shard=3, **options):
     shard_of = np.arange(len(clip_frames)) // samples_per_shard
-    return Plan(clip_frames, shard_of, ConsecutiveFrames(frames), batch_size, **options)
+    return Plan(clip_frames, shard_of, RandomWindow(window_of("i3d", ("rgb",), frames)), batch_size, **options)
 
 
 def seen(plan, steps):
@@ -40,12 +41,12 @@ def test_epochs_differ_in_order_and_views():
     views = seen(plan_of(7, 32), range(4))
     orders = [tuple(view.sample for view in views[i : i + 7]) for i in range(0, 28, 7)]
     assert len(set(orders)) == 4
-    assert len({view.pictures[0] for view in views if view.sample == 0}) > 1
+    assert len({view.pictures["rgb"][0] for view in views if view.sample == 0}) > 1
 
 
 def test_windows_lie_inside_their_clips_and_reach_both_ends():
     views = seen(plan_of(7), range(3000))
-    starts = {sample: [view.pictures[0] for view in views if view.sample == sample] for sample in range(7)}
+    starts = {sample: [view.pictures["rgb"][0] for view in views if view.sample == sample] for sample in range(7)}
     assert set(starts[2]) == {0, 1}
     assert (min(starts[0]), max(starts[0])) == (0, 250 - 64)
     for short in (1, 3, 6):
@@ -72,7 +73,7 @@ def test_flips_do_not_change_the_rest():
 def test_the_plan_of_today_is_that_of_tomorrow():
     """Golden: a run that is resumed after an upgrade must find the sequence that it began with."""
     views = plan_of(3, seed=1).batch(4)
-    assert [(view.sample, view.pictures[0], round(view.top, 6), view.flip) for view in views] == [
+    assert [(view.sample, view.pictures["rgb"][0], round(view.top, 6), view.flip) for view in views] == [
         (6, 0, 0.013325, True),
         (5, 4, 0.5046, False),
         (5, 20, 0.03366, False),
@@ -88,13 +89,6 @@ def test_epochs_are_counted():
 def test_planning_needs_no_torch():
     code = "import sys, train.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
-
-
-def test_short_clips_start_over_and_short_windows_are_repeated():
-    assert list(ConsecutiveFrames(9)(4, 0.9)) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
-    assert list(ConsecutiveFrames(2, at_least=5)(10, 0.999)) == [8, 9, 8, 9, 8]
-    assert list(ConsecutiveFrames(4)(10, 0.5)) == [3, 4, 5, 6]
-    assert list(ConsecutiveFrames(3)(1, 0.5)) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 3), (6, 2), (12, 1), (3, 4)])

@@ -20,7 +20,8 @@ from tests.faults import FAULTS, faulty_net, once
 from train import remote, tars
 from train.cache import Cache
 from train.loader import training_batches
-from train.plan import ConsecutiveFrames, Plan
+from train.plan import Plan
+from train.samplers import RandomWindow, window_of
 from train.run import identity
 from train.stream import open_samples, trainable_samples
 
@@ -160,8 +161,8 @@ def test_secrets_in_a_url_are_not_said():
 
 
 def views(samples, workers):
-    plan = Plan(samples.records["flow_frames"], samples.shard_of, ConsecutiveFrames(9), 2)
-    return [batch.pixels for batch in training_batches(samples, "flow", plan, range(3), 32, workers=workers)]
+    plan = Plan(samples.records["flow_frames"], samples.shard_of, RandomWindow(window_of("i3d", ("flow",), 9)), 2)
+    return [batch.pixels["flow"] for batch in training_batches(samples, ("flow",), plan, range(3), 32, workers=workers)]
 
 
 def test_forked_workers_read_on_their_own(net):

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -15,8 +15,8 @@ from manifests.clip import printable
 from manifests.files import write_file
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError, RgbCoding
-from model import CheckpointError
-from model.i3d import MINIMUM_SIDE
+from model import Architecture, CheckpointError
+from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, require_good, summary
@@ -29,7 +29,7 @@ from train.run import RunError
 from train.schedule import SCHEDULES
 from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
-from train.stream import open_samples
+from train.stream import Inputs, open_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
@@ -50,12 +50,25 @@ CROP_OPTION = click.option(
     help="Side in pixels, even.",
 )
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
+BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Checkpoint of a network that sees both.")
 
 
 @click.command("i3d-train", context_settings=CONTEXT)
 @click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
 @click.option("--split", help="Train on this split, such as train or train1; needed where there are several.")
-@click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Which stream to train.")
+@click.option(
+    "--model",
+    type=click.Choice(get_args(Architecture)),
+    default="i3d",
+    show_default=True,
+    help="One of the paper's five architectures.",
+)
+@click.option(
+    "--stream",
+    type=click.Choice(get_args(Inputs)),
+    required=True,
+    help="What it sees; both: of two-stream and fused, which are trained end to end.",
+)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
 @click.option("--val-split", help="Only this split of --val-shards.")
@@ -70,7 +83,7 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
     show_default=True,
     help="Passes that a rank's share of a batch is taken in, to spare memory.",
 )
-@click.option("--frames", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Frames of a window.")
+@click.option("--frames", type=click.IntRange(1, 10_000), help="Frames of a window of i3d.  [default: 64]")
 @CROP_OPTION
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
 @click.option(
@@ -139,7 +152,7 @@ FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Chec
 @click.option("--bench-data", is_flag=True, help="Only say how fast batches are loaded, and what the time goes to.")
 @click.pass_context
 def train_command(context: click.Context, /, recipe: RecipeName | None, **options: Any) -> None:
-    """Train one stream of I3D on the shards that kinetics-prep wrote.
+    """Train I3D, or another architecture of the paper, on the shards that kinetics-prep wrote.
 
     Random windows, crops and flips; SGD with momentum 0.9 (paper, §3). What is seen when depends on the data, the seed
     and the step alone. Ctrl-C or SIGTERM saves and ends; --resume auto goes on, with any number of ranks and workers.
@@ -169,6 +182,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
 @click.option("--split", help="Only this split, such as val or test1.")
 @RGB_OPTION
 @FLOW_OPTION
+@BOTH_OPTION
 @CROP_OPTION
 @click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
@@ -177,11 +191,14 @@ def evaluate_command(
     split: str | None,
     rgb: Path | None,
     flow: Path | None,
+    both: Path | None,
     crop: int,
     frames: int | None,
     json_file: Path | None,
 ) -> None:
-    """Evaluate I3D on whole clips: centre crop, logits averaged over time, streams added.
+    """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
+
+    Each is tested as in the paper: I3D on a clip at once, the others window by window.
 
     A checkpoint is a run's file, the prefix of a TensorFlow checkpoint, or a file of one of the PyTorch ports.
 
@@ -189,9 +206,9 @@ def evaluate_command(
     """
     try:
         samples = open_samples(shards, split)
-        if flow is not None:
+        if flow is not None or both is not None:
             samples.require_one_flow()
-        streams = load_streams(rgb, flow, samples.classes)
+        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes)
         console = Console(file=sys.stderr)
         found_by_clip = require_good(evaluate(samples, streams, crop, frames))
         results = list(track(found_by_clip, "clips", total=len(samples), console=console, transient=True))
@@ -207,6 +224,7 @@ def evaluate_command(
 @click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @RGB_OPTION
 @FLOW_OPTION
+@BOTH_OPTION
 @click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Seconds; by default the beginning.")
 @click.option("--end", type=click.FloatRange(min=0), help="Seconds; by default the end.")
 @CROP_OPTION
@@ -223,6 +241,7 @@ def predict_command(
     video: Path,
     rgb: Path | None,
     flow: Path | None,
+    both: Path | None,
     start: float,
     end: float | None,
     crop: int,
@@ -235,7 +254,7 @@ def predict_command(
     Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20
     """
     try:
-        found = predict(video, load_streams(rgb, flow), start, end, top, crop, short_side)
+        found = predict(video, load_streams({"rgb": rgb, "flow": flow, "both": both}), start, end, top, crop, short_side)
     except (VideoError, CheckpointError, ValueError, OSError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])
         raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error

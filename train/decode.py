@@ -4,22 +4,24 @@ A stored picture has brightness (Y) for every pixel and colour (U, V) for 2x2 of
 the bytes of RGB, and converted where that costs least. Crops therefore begin at even rows and columns, flow's as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flow import flow_pictures
 from flow.coding import STEPS, ZERO_CODE
-from manifests.sample import FLOW, MINIMUM_FRAMES, RGB
-from model import Stream
+from manifests.sample import FLOW, RGB
+from model import Network, Stream
 from pipeline.video import yuv_pictures
 from train.clock import Clock
 from train.plan import View
 
 CROP_PIXELS = 224
+C3D_SIDE = 112
 MEMBER_OF: dict[Stream, str] = {"rgb": RGB, "flow": FLOW}
 _PICTURES_OF = {"rgb": yuv_pictures, "flow": flow_pictures}
 # Limited range: Y of black and its steps to white, U and V of grey and their steps from −0.5 to 0.5.
@@ -28,7 +30,7 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # their shares in Y, as BT.601 has th
 
 
 def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: int | None = None) -> np.ndarray:
-    """A stored clip as it is tested (paper §3): all frames, centre crop; one of too few frames for I3D starts over.
+    """A stored clip as it is tested (paper §3): all frames, centre crop.
 
     Args:
         video: the stored video of the stream.
@@ -37,7 +39,7 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
         frames: take only so many from the middle of the clip; all by default.
 
     Returns:
-        [T, rows, crop] uint8, at least 9 pictures: of RGB, Y over U beside V, rows = 3/2 · crop; of flow, the codes of
+        [T, rows, crop] uint8: of RGB, Y over U beside V, rows = 3/2 · crop; of flow, the codes of
         x over those of y, rows = 2 · crop.
 
     Raises:
@@ -52,7 +54,7 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
     if frames is not None and frames < len(pictures):
         start = (len(pictures) - frames) // 2
         pictures = pictures[start : start + frames]
-    return np.stack([pictures[number % len(pictures)] for number in range(max(len(pictures), MINIMUM_FRAMES))])
+    return np.stack(pictures)
 
 
 def training_window(
@@ -70,14 +72,15 @@ def training_window(
         clock: notes what the time went to.
 
     Returns:
-        [len(view.pictures), rows, crop] uint8, as of `whole_clip`.
+        [pictures of the view, rows, crop] uint8, as of `whole_clip`.
 
     Raises:
         ValueError: a crop that is odd, or larger than the pictures; damaged flow, or flow without one of the pictures.
         VideoError: the same of RGB.
     """
     clock = clock or Clock()
-    numbers = sorted(set(view.pictures))
+    pictures = view.pictures[stream]
+    numbers = sorted(set(pictures))
     window = np.empty((len(numbers), _rows_of(stream, crop), crop), np.uint8)
     for place, planes in enumerate(_PICTURES_OF[stream](video, numbers)):
         clock.lap("decode")
@@ -95,8 +98,8 @@ def training_window(
         # 128 + v to 128 − v. Code 0, beyond the coding's range, can come out of the lossy video; it counts as 1.
         for x in window[:, :crop]:
             cv2.add(~x, 1, dst=x)  # stays at 255
-    if numbers != list(view.pictures):  # it loops
-        window = window[np.searchsorted(numbers, view.pictures)]
+    if numbers != list(pictures):  # it loops
+        window = window[np.searchsorted(numbers, pictures)]
     clock.lap("augment")
     return window
 
@@ -104,6 +107,19 @@ def training_window(
 def blank_window(stream: Stream, frames: int, crop: int) -> np.ndarray:
     """What stands for a window that cannot be decoded, as of `training_window`: grey, or no motion."""
     return np.full((frames, _rows_of(stream, crop), crop), ZERO_CODE, np.uint8)
+
+
+def network_inputs(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> list[Tensor]:
+    """Stored pixels of each stream as a network takes them: `network_input`, moved to the device before.
+
+    The 3D-ConvNet wants 112x112 pixels (paper §2.2). Where the others see 224x224 of pictures of short side 256, it
+    sees the same at half the size, as the original C3D did of pictures of 171x128; flow is halved as well.
+    """
+    inputs = [network_input(pixels[s].to(device, non_blocking=True), s) for s in network.streams]
+    if network.architecture == "c3d" and inputs[0].shape[-1] == 2 * C3D_SIDE:
+        scale = 0.5 if network.streams == ("flow",) else 1.0
+        return [F.avg_pool3d(x, (1, 2, 2)) * scale for x in inputs]
+    return inputs
 
 
 def network_input(pixels: Tensor, stream: Stream) -> Tensor:

@@ -1,6 +1,6 @@
 """Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from manifests.classes import ClassList, published_of_size
 from manifests.sample import FormatError
-from model import I3D, Checkpoint, CheckpointError, Stream, load_checkpoint
-from train.decode import CROP_PIXELS, network_input
+from model import Checkpoint, CheckpointError, Network, Stream, load_checkpoint
+from train.decode import CROP_PIXELS, network_inputs
 from train.loader import Bad, whole_clips
-from train.stream import Samples
+from train.samplers import tested_windows
+from train.stream import Inputs, Samples, streams_of
 
 TOP = 5
 NUMBERED = "numbers"  # name of the class list of a network whose labels nobody knows
@@ -21,17 +22,22 @@ NUMBERED = "numbers"  # name of the class list of a network whose labels nobody 
 
 @dataclass(frozen=True)
 class Streams:
-    """The networks of one or two streams, on one device, and the classes that their logits mean."""
+    """The networks whose logits are added, on one device, by what they see; and the classes that the logits mean."""
 
-    networks: dict[Stream, I3D]
-    checkpoints: dict[Stream, Checkpoint]
+    networks: dict[Inputs, Network]
+    checkpoints: dict[Inputs, Checkpoint]
     classes: ClassList
     device: torch.device
+
+    @property
+    def seen(self) -> tuple[Stream, ...]:
+        """The streams that any of them sees."""
+        return tuple(dict.fromkeys(stream for network in self.networks.values() for stream in network.streams))
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """The logits of one clip by stream, [classes] each, and their sum as "both" where there are two."""
+    """The logits of one clip by network, [classes] each."""
 
     key: str
     label: str | None
@@ -40,36 +46,31 @@ class ClipResult:
 
     @property
     def joint(self) -> Tensor:
-        """The two-stream logits, or those of the only stream."""
+        """The sum of all networks' logits."""
         return sum_of_streams(self.logits)
 
 
 def load_streams(
-    rgb: Path | None, flow: Path | None, classes: ClassList | None = None, device: torch.device | None = None
+    paths: Mapping[Inputs, Path | None], classes: ClassList | None = None, device: torch.device | None = None
 ) -> Streams:
-    """Load one network or two.
+    """Load one network or several.
 
     Args:
-        rgb: checkpoint of the RGB stream.
-        flow: checkpoint of the flow stream.
+        paths: checkpoint of each, by what it sees; None where there is none.
         classes: class list of the data, where it is known; the networks must have as many.
         device: where to run; by default a CUDA GPU where there is one.
 
     Raises:
-        CheckpointError: no checkpoint given, one that cannot be read, is of the other stream, or of other classes.
+        CheckpointError: no checkpoint given, one that cannot be read, is of another stream, or of other classes.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    given: dict[Stream, Path] = {}
-    if rgb is not None:
-        given["rgb"] = rgb
-    if flow is not None:
-        given["flow"] = flow
+    given = {inputs: path for inputs, path in paths.items() if path is not None}
     if not given:
-        raise CheckpointError("no checkpoint: give --rgb, --flow or both")
-    checkpoints = {stream: load_checkpoint(path, stream) for stream, path in given.items()}
-    networks = {stream: checkpoint.network().to(device) for stream, checkpoint in checkpoints.items()}
-    for stream, checkpoint in checkpoints.items():
-        classes = _classes_of(checkpoint, classes, str(given[stream]))
+        raise CheckpointError(f"no checkpoint: give {' or '.join(f'--{inputs}' for inputs in paths)}")
+    checkpoints = {inputs: load_checkpoint(path, streams_of(inputs)) for inputs, path in given.items()}
+    networks = {inputs: checkpoint.network().to(device) for inputs, checkpoint in checkpoints.items()}
+    for inputs, checkpoint in checkpoints.items():
+        classes = _classes_of(checkpoint, classes, str(given[inputs]))
     assert classes is not None  # there is a checkpoint, and each one names its classes
     return Streams(networks, checkpoints, classes, device)
 
@@ -114,7 +115,7 @@ def evaluate(
         OSError: the samples cannot be reached, or a worker process died.
     """
     labels = streams.classes.labels
-    for clip in whole_clips(samples, tuple(streams.networks), crop, frames, workers):
+    for clip in whole_clips(samples, streams.seen, crop, frames, workers):
         if isinstance(clip, Bad):
             yield clip
             continue
@@ -126,7 +127,7 @@ def evaluate(
             raise FormatError(
                 f"{clip.sample.name}: class {index} with label {clip.label!r} is not in {streams.classes.name}"
             )
-        yield ClipResult(clip.sample.key, clip.label, index, stream_logits(clip.pixels, streams))
+        yield ClipResult(clip.sample.key, clip.label, index, clip_logits(clip.pixels, streams))
 
 
 def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
@@ -137,17 +138,25 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
         yield result
 
 
-def stream_logits(pixels: dict[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
-    """Logits of one clip, [T, rows, W] uint8 of each stream, by stream: [classes] each, on the CPU."""
-    with torch.inference_mode():
-        return {
-            stream: network(network_input(pixels[stream][None].to(streams.device), stream))[0].cpu()
-            for stream, network in streams.networks.items()
-        }
+def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
+    """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU."""
+    return {inputs: tested(pixels, network, streams.device) for inputs, network in streams.networks.items()}
+
+
+@torch.inference_mode()
+def tested(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
+    """Logits of one clip, [classes] on the CPU: their mean over the windows that the network is tested on."""
+    clip_frames = min(len(pixels[stream]) for stream in network.streams)
+    windows = tested_windows(network.architecture, network.streams, clip_frames)
+    logits = [
+        network(*network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device))[0]
+        for window in windows
+    ]
+    return torch.stack(logits).mean(0).float().cpu()
 
 
 def sum_of_streams(logits: dict[str, Tensor]) -> Tensor:
-    """Add the streams' logits, before the softmax (paper §2.3)."""
+    """Add the networks' logits, before the softmax (paper §2.3)."""
     return torch.stack(list(logits.values())).sum(0)
 
 

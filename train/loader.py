@@ -37,11 +37,11 @@ class Bad(NamedTuple):
 class Batch(NamedTuple):
     """A part of a step's samples; `bad` ones have a weight of 0 and show nothing.
 
-    pixels [B, T, rows, crop] uint8 (`train.decode.training_window`), class indices [B] int64, weights [B] float32 of 1
-    or 0; what the time went to.
+    Pixels of each stream, [B, T, rows, crop] uint8 (`train.decode.training_window`), class indices [B] int64, weights
+    [B] float32 of 1 or 0; what the time went to.
     """
 
-    pixels: Tensor
+    pixels: dict[Stream, Tensor]
     labels: Tensor
     weights: Tensor
     bad: tuple[Bad, ...]
@@ -59,7 +59,7 @@ class Clip(NamedTuple):
 
 def training_batches(
     samples: Samples,
-    stream: Stream,
+    streams: Sequence[Stream],
     plan: Plan,
     steps: range,
     crop: int,
@@ -72,7 +72,7 @@ def training_batches(
     Raises:
         OSError: the samples cannot be reached.
     """
-    yield from _loaded(_Windows(samples, stream, plan, crop, share), _Parts(steps, share.parts), workers, pin_memory)
+    yield from _loaded(_Windows(samples, streams, plan, crop, share), _Parts(steps, share.parts), workers, pin_memory)
 
 
 def whole_clips(
@@ -110,31 +110,35 @@ class _Parts(Sequence[tuple[int, int]]):
 class _Windows(Dataset):
     """(step, part) → its batch."""
 
-    def __init__(self, samples: Samples, stream: Stream, plan: Plan, crop: int, share: Share) -> None:
-        self.samples, self.stream, self.plan, self.crop, self.share = samples, stream, plan, crop, share
+    def __init__(self, samples: Samples, streams: Sequence[Stream], plan: Plan, crop: int, share: Share) -> None:
+        self.samples, self.streams, self.plan, self.crop, self.share = samples, tuple(streams), plan, crop, share
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         clock, (step, part) = Clock(), place
         views = self.plan.batch(step, self.share, part)
         windows = [self._window(view, clock) for view in views]
         bad = tuple(window for window in windows if isinstance(window, Bad))
-        pixels = [torch.from_numpy(self._shown(window, view)) for window, view in zip(windows, views, strict=True)]
+        shown = [self._shown(window, view) for window, view in zip(windows, views, strict=True)]
         labels = self.samples.records["class_index"][[view.sample for view in views]]
         weights = torch.tensor([0.0 if isinstance(window, Bad) else 1.0 for window in windows])
-        together = default_collate(pixels)  # in a worker, into memory that the trainer shares
+        # In a worker, into memory that the trainer shares.
+        pixels = {s: default_collate([torch.from_numpy(one[s]) for one in shown]) for s in self.streams}
         clock.lap("augment")
-        return Batch(together, torch.from_numpy(labels.astype(np.int64)), weights, bad, clock)
+        return Batch(pixels, torch.from_numpy(labels.astype(np.int64)), weights, bad, clock)
 
-    def _shown(self, window: np.ndarray | Bad, view: View) -> np.ndarray:
-        return blank_window(self.stream, len(view.pictures), self.crop) if isinstance(window, Bad) else window
+    def _shown(self, window: dict[Stream, np.ndarray] | Bad, view: View) -> dict[Stream, np.ndarray]:
+        if isinstance(window, Bad):
+            return {s: blank_window(s, len(view.pictures[s]), self.crop) for s in self.streams}
+        return window
 
-    def _window(self, view: View, clock: Clock) -> np.ndarray | Bad:
+    def _window(self, view: View, clock: Clock) -> dict[Stream, np.ndarray] | Bad:
         sample = self.samples[view.sample]
         try:
-            video = _video(sample.read((MEMBER_OF[self.stream],)), self.stream)
-            clock.bytes += len(video)
+            members = sample.read(tuple(MEMBER_OF[s] for s in self.streams))
+            videos = {s: _video(members, s) for s in self.streams}
+            clock.bytes += sum(len(video) for video in videos.values())
             clock.lap("read")
-            return training_window(video, self.stream, view, self.crop, clock)
+            return {s: training_window(video, s, view, self.crop, clock) for s, video in videos.items()}
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import Checkpoint
-from train.decode import network_input
+from train.decode import network_inputs
 from train.loader import Batch, training_batches
 from train.log import Log
 from train.prefetch import prefetching
@@ -47,7 +47,7 @@ def train(task: Task, initial: Checkpoint | None, resume_from: Path | None) -> S
     steps = range(state.step, session.steps)
     pinned = ranks.device.type == "cuda"
     batches = training_batches(
-        task.samples, configuration.stream, task.plan, steps, configuration.crop, task.share, session.workers, pinned
+        task.samples, task.streams, task.plan, steps, configuration.crop, task.share, session.workers, pinned
     )
     network = _parallel(state.network, session.compile, ranks)
     done = (state.step, state.tested, session.steps, configuration.batch_size)
@@ -142,7 +142,8 @@ def train_step(
         seeds = np.random.SeedSequence([configuration.seed, state.step, ranks.rank * len(parts) + number - 1])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         with network.no_sync() if number < len(parts) and ranks.count > 1 else nullcontext():  # type: ignore[operator]
-            loss = _weighted_loss(network, batch, configuration, ranks.device)
+            x = network_inputs(batch.pixels, state.network, ranks.device)
+            loss = _weighted_loss(network, x, batch, configuration)
             share = loss * (ranks.count / configuration.batch_size)  # DDP takes the mean over ranks
             share.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
@@ -163,14 +164,15 @@ def train_step(
     return values
 
 
-def _weighted_loss(network: nn.Module, batch: Batch, configuration: Configuration, device: torch.device) -> Tensor:
-    """Sum of the losses of a batch's good samples."""
+def _weighted_loss(network: nn.Module, x: Sequence[Tensor], batch: Batch, configuration: Configuration) -> Tensor:
+    """Sum of the losses of a batch's good samples; of one, the mean over the network's time steps if it has any."""
+    device = x[0].device
     labels, weights = (tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.weights))
-    x = network_input(batch.pixels.to(device, non_blocking=True), configuration.stream)  # [B, C, T, H, W]
     with torch.autocast(device.type, torch.bfloat16, enabled=configuration.precision == "bf16"):
-        logits = network(x)  # [B, classes]
-        losses = F.cross_entropy(logits, labels, reduction="none")  # autocast takes it in fp32
-    return (losses * weights).sum()
+        logits = network(*x)  # [B, classes] or [B, classes, steps]
+        of_steps = labels if logits.ndim == 2 else labels[:, None].expand(-1, logits.shape[2])
+        losses = F.cross_entropy(logits, of_steps, reduction="none")  # autocast takes it in fp32
+    return (losses.reshape(len(labels), -1).mean(1) * weights).sum()
 
 
 def _parallel(network: nn.Module, compiled: bool, ranks: Ranks) -> nn.Module:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from manifests.clip import printable
 from manifests.files import write_file
 from manifests.page import Cell, Html, Number, page, percent, table
 from manifests.sample import FormatError
-from model import STREAM_CHANNELS, Stream
 from train.loader import Bad
 from train.log import read_metrics
 from train.quarantine import FILE as QUARANTINE
 from train.quarantine import read_quarantine
+from train.stream import Inputs
 from train.report import (
     CURVES,
     loss_curves,
@@ -57,7 +57,7 @@ class Run:
 
     name: str
     folder: Path
-    stream: Stream
+    stream: Inputs
     batch_size: int
     steps: int
     config: dict[str, Any]
@@ -210,8 +210,8 @@ def _read_run(folder: Path, name: str) -> Run:
     for line in lines:
         _check_line(line, metrics)
     stream, batch_size, steps = settings.get("stream"), settings.get("batch_size"), config["session"].get("steps")
-    if stream not in tuple(STREAM_CHANNELS):  # perhaps a list, which no dictionary can be asked for
-        raise FormatError(f"{folder}/config.json: stream {_brief(stream)} is none of {', '.join(STREAM_CHANNELS)}")
+    if stream not in get_args(Inputs):  # perhaps a list
+        raise FormatError(f"{folder}/config.json: stream {_brief(stream)} is none of {', '.join(get_args(Inputs))}")
     for key, value in (("batch_size", batch_size), ("steps", steps)):
         if not _is_number(value, int) or not value:
             raise FormatError(f"{folder}/config.json: {key} {_brief(value)} is no number of them")

@@ -19,11 +19,11 @@ from manifests.sample import FLOW, METADATA, RGB, FormatError
 from model import CheckpointError
 from pipeline.video import VideoError, decode_rgb
 from train.decode import MEMBER_OF, whole_clip
-from train.evaluate import load_streams, stream_logits, top_classes
+from train.evaluate import clip_logits, load_streams, sum_of_streams, top_classes
 from train.page import Run
 from train.report import judged
 from train.run import identity
-from train.stream import Sample, Samples, at_snapshot, open_samples, trainable_samples
+from train.stream import Sample, Samples, at_snapshot, open_samples, streams_of, trainable_samples
 
 COLUMNS = 6
 FLOW_SCALE_PIXELS = 5.0
@@ -89,7 +89,7 @@ def _validation_samples(run: Run) -> Samples:
         raise FormatError("config.json does not say where they are")
     snapshot = validation.get("snapshot")
     pinned = at_snapshot(shards, snapshot) if isinstance(snapshot, str) else shards
-    samples = trainable_samples(open_samples(pinned, validation.get("split")), run.stream)
+    samples = trainable_samples(open_samples(pinned, validation.get("split")), streams_of(run.stream))
     if identity(samples)["sha256"] != validation.get("sha256"):
         raise FormatError(f"{shards} holds other clips than those it was validated on")
     return samples
@@ -114,16 +114,14 @@ def _answers(run: Run, samples: Samples, chosen: Sequence[Sample]) -> dict[str, 
     crop = run.config["configuration"].get("crop")
     if type(crop) is not int or crop < 1:
         raise FormatError(f"crop {crop!r} is no number of pixels")
-    streams = load_streams(
-        best if run.stream == "rgb" else None, best if run.stream == "flow" else None, samples.classes
-    )
+    streams = load_streams({run.stream: best}, samples.classes)
     found = {}
     console = Console(stderr=True)
     for sample in track(chosen, f"clips by {run.name}", console=console, transient=True):
-        video = sample.read((MEMBER_OF[run.stream],))[MEMBER_OF[run.stream]]
-        pixels = torch.from_numpy(whole_clip(video, run.stream, crop))
-        logits = stream_logits({run.stream: pixels}, streams)[run.stream]
-        found[sample.key] = top_classes(logits, streams.classes, 1)[0]
+        members = sample.read(tuple(MEMBER_OF[stream] for stream in streams.seen))
+        clips = {s: whole_clip(members[MEMBER_OF[s]], s, crop) for s in streams.seen}
+        logits = clip_logits({s: torch.from_numpy(clip) for s, clip in clips.items()}, streams)
+        found[sample.key] = top_classes(sum_of_streams(logits), streams.classes, 1)[0]
     return found
 
 

@@ -9,25 +9,27 @@ place in the order, its pictures, crop and flip.
 A global batch has its samples whoever loads them: ranks, and the parts of a rank's gradient, take slices of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 WINDOW_SHARDS = 32
 _COLUMNS = 5  # order, pictures, top, left, flip
 
+# By stream, numbers of stored pictures, in the order in which a network sees them.
+Pictures = Mapping[Any, Sequence[int]]
 # Which pictures of a clip are seen, by how many it has and a random number from 0 to 1: each architecture has its own.
-Sampler = Callable[[int, float], Sequence[int]]
+Sampler = Callable[[int, float], Pictures]
 
 
 class View(NamedTuple):
     """What is seen of one sample: some of its pictures, a crop of them, perhaps mirrored."""
 
     sample: int  # its number among the run's samples
-    pictures: Sequence[int]  # numbers of stored pictures, in the order in which the network sees them
+    pictures: Pictures
     top: float  # 0 ≤ top < 1: where the crop lies in the room that the picture leaves it
     left: float
     flip: bool
@@ -41,30 +43,12 @@ class Share(NamedTuple):
     parts: int = 1
 
 
-@dataclass(frozen=True)
-class ConsecutiveFrames:
-    """I3D's sampler: `frames` pictures in a row from a random start; a clip that is shorter starts over (paper §3).
-
-    Windows of fewer than `at_least` pictures, too short for the network, are repeated up to that.
-    """
-
-    frames: int
-    at_least: int = 1
-
-    def __call__(self, clip_frames: int, draw: float) -> Sequence[int]:
-        """Numbers of the pictures of a clip, for a draw from 0 to 1."""
-        there = min(self.frames, clip_frames)
-        start = int(draw * (clip_frames - there + 1))
-        wanted = max(self.frames, self.at_least)
-        return range(start, start + there) if there == wanted else [start + i % there for i in range(wanted)]
-
-
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The order of a run's samples and the view of each.
 
     Attributes:
-        clip_frames: [N] ints, the stored pictures of each sample of the stream that is trained.
+        clip_frames: [N] ints, the stored pictures of each sample; where several streams are seen, of the shortest.
         shard_of: [N] ints from 0, the shard that each sample lies in.
         sampler: which pictures of a clip are seen.
         batch_size: samples of a step, of all ranks together.

@@ -12,7 +12,7 @@ from manifests.sample import RGB, RgbCoding
 from model import Stream
 from pipeline.video import encode_rgb, flow_coding, flow_of
 from train.decode import CROP_PIXELS, whole_clip
-from train.evaluate import Streams, stream_logits, sum_of_streams, top_classes
+from train.evaluate import Streams, clip_logits, sum_of_streams, top_classes
 
 
 def predict(
@@ -40,8 +40,8 @@ def predict(
     with tempfile.TemporaryDirectory() as folder:
         rgb = encode_rgb(video, Path(folder) / RGB, RgbCoding(short_side=short_side), start_seconds, end_seconds)
     stored: dict[Stream, bytes] = {"rgb": rgb.content}
-    if "flow" in streams.networks:
+    if "flow" in streams.seen:
         stored["flow"] = flow_of(rgb.content, flow_coding(), threads=os.cpu_count() or 1).content
-    pixels = {stream: torch.from_numpy(whole_clip(stored[stream], stream, crop)) for stream in streams.networks}
-    joint = sum_of_streams(stream_logits(pixels, streams))
+    pixels = {stream: torch.from_numpy(whole_clip(stored[stream], stream, crop)) for stream in streams.seen}
+    joint = sum_of_streams(clip_logits(pixels, streams))
     return {"video": str(video), "frames": rgb.frames, "top": top_classes(joint, streams.classes, top)}

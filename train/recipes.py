@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from model import Stream
+from model import Architecture
 from train.schedule import RELEASED_BATCH, RELEASED_RATE, RELEASED_STEPS, ScheduleName, rate_of_batch
 
 RecipeName = Literal["paper", "released-rgb", "released-flow", "finetune"]
@@ -14,7 +14,8 @@ RECIPES: tuple[str, ...] = get_args(RecipeName)
 
 REPLICA_CLIPS = 6  # a step, of each of the 64 replicas that trained the released networks
 LINE = 110  # characters of a note
-PAPER_GPUS, FINETUNE_GPUS = 32, 16
+PAPER_GPUS, PAPER_3D_GPUS, FINETUNE_GPUS = 32, 64, 16
+C3D_CLIPS = 15  # a step, of each GPU
 _RELEASED = "kinetics-i3d README"
 _CODE = "kinetics-i3d code"
 
@@ -61,15 +62,15 @@ def lay_recipe(name: RecipeName, typed: Mapping[str, Any], devices: int = 1) -> 
     """
     if name not in RECIPES:
         raise ValueError(f"--recipe {name!r} is none of {', '.join(RECIPES)}")
-    stream: Stream = typed["stream"]
-    if name.startswith("released-") and name != f"released-{stream}":
-        raise ValueError(f"--recipe {name} is not for --stream {stream}: released-{stream} is")
+    model: Architecture = typed.get("model", "i3d")
+    if name.startswith("released-") and (model != "i3d" or name != f"released-{typed['stream']}"):
+        raise ValueError(f"--recipe {name} is not for --model {model} --stream {typed['stream']}")
     if name == "finetune" and typed.get("init") is None:
         raise ValueError("--recipe finetune begins with a network that was trained on Kinetics: name it with --init")
     theirs = {option: value for option, value in typed.items() if value is not None}
-    batch_size = int(theirs.get("batch_size", _batch(name).value))
+    batch_size = int(theirs.get("batch_size", _batch(name, model).value))
     settings = [
-        setting._replace(yours=theirs.get(setting.name)) for setting in _settings(name, stream, batch_size, devices)
+        setting._replace(yours=theirs.get(setting.name)) for setting in _settings(name, model, batch_size, devices)
     ]
     options = {setting.name: setting.value for setting in settings if setting.yours is None}
     if "epochs" in theirs:
@@ -96,20 +97,24 @@ def describe(name: RecipeName, laid: Laid) -> str:
     return "\n".join([f"recipe {name}", *lines, *notes])
 
 
-def _batch(name: RecipeName) -> Setting:
+def _batch(name: RecipeName, model: Architecture) -> Setting:
     """Clips a step, as the recipe's source says."""
-    if name == "paper":
-        source = f"{PAPER_GPUS} GPUs (paper §2.5) × {REPLICA_CLIPS} clips ({_RELEASED}; the paper says none)"
-        return Setting("batch_size", PAPER_GPUS * REPLICA_CLIPS, source)
-    if name == "finetune":
-        source = f"{FINETUNE_GPUS} GPUs (paper §2.5) × {REPLICA_CLIPS} clips ({_RELEASED}; the paper says none)"
-        return Setting("batch_size", FINETUNE_GPUS * REPLICA_CLIPS, source)
+    if name in ("paper", "finetune"):
+        of_paper = PAPER_3D_GPUS if model in ("c3d", "i3d") else PAPER_GPUS
+        gpus = of_paper if name == "paper" else FINETUNE_GPUS
+        clips = _pass_clips(model)
+        of_clips = "paper §2.2" if model == "c3d" else f"{_RELEASED}; the paper says none"
+        return Setting("batch_size", gpus * clips, f"{gpus} GPUs (paper §2.5) × {clips} clips ({of_clips})")
     return Setting("batch_size", RELEASED_BATCH, f"{_RELEASED}: 64 replicas × {REPLICA_CLIPS} clips")
 
 
-def _settings(name: RecipeName, stream: Stream, batch_size: int, devices: int) -> list[Setting]:
+def _pass_clips(model: Architecture) -> int:
+    return C3D_CLIPS if model == "c3d" else REPLICA_CLIPS
+
+
+def _settings(name: RecipeName, model: Architecture, batch_size: int, devices: int) -> list[Setting]:
     """All that a recipe sets, for batches of `batch_size` clips on so many devices."""
-    batch = _batch(name)
+    batch = _batch(name, model)
     schedule: ScheduleName = "released" if name.startswith("released-") else "plateau"
     steps, length = {
         "paper": (110_000, "paper §2.5: 110k steps"),
@@ -127,15 +132,15 @@ def _settings(name: RecipeName, stream: Stream, batch_size: int, devices: int) -
         rate, origin = RELEASED_RATE / 10, f"ours: a tenth of the released rate for each clip ({_RELEASED})"
     decay = {
         "plateau": ("plateau", "paper §2.5: ÷10 when the validation loss saturates"),
-        "released": ("released", f"{_RELEASED}: {_released_words(stream)}; scaled"),
+        "released": ("released", f"{_RELEASED}: {_RELEASED_WORDS.get(name)}; scaled"),
     }[schedule]
     named = "" if schedule == "released" else "; the paper names none"
     settings = [
         batch,
         Setting(
             "accumulate",
-            passes(batch_size, devices),
-            f"passes a step; one has at most {REPLICA_CLIPS} clips",
+            passes(batch_size, devices, _pass_clips(model)),
+            f"passes a step; one has at most {_pass_clips(model)} clips",
         ),
         Setting("steps", steps, length),
         Setting("schedule", *decay),
@@ -148,10 +153,17 @@ def _settings(name: RecipeName, stream: Stream, batch_size: int, devices: int) -
         Setting("flip", True, "paper §2.5: left and right, of each clip as a whole"),
         Setting("sync_bn", False, f"{_RELEASED}: BatchNorm with a minibatch of {REPLICA_CLIPS}"),
     ]
+    if model != "i3d":
+        settings = [setting for setting in settings if setting.name != "frames"]
     if schedule == "plateau":
         settings.insert(4, Setting("patience", 2, "ours: the paper does not say when a loss has saturated"))
     return settings
 
+
+_RELEASED_WORDS = {
+    "released-rgb": "÷10 at 97k and 108k",
+    "released-flow": "÷10 at 97k and 104.5k, back up at 115k, ÷10 at 140k and 150k",
+}
 
 _FIXED = (
     Setting("momentum", 0.9, f"paper §2.5, {_RELEASED}"),
@@ -193,14 +205,6 @@ def _notes(name: RecipeName, options: Mapping[str, Any], batch_size: int, device
             "top-1 of 68.4 % (RGB) and 61.5 % (flow), those begun with ImageNet's 71.1 % and 63.4 %."
         )
     return tuple(notes)
-
-
-def _released_words(stream: Stream) -> str:
-    words: dict[Stream, str] = {
-        "rgb": "÷10 at 97k and 108k",
-        "flow": "÷10 at 97k and 104.5k, back up at 115k, ÷10 at 140k and 150k",
-    }
-    return words[stream]
 
 
 def _number(value: Any) -> str:

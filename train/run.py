@@ -22,10 +22,10 @@ import torch
 from manifests.files import canonical_json, remove_partial_files, write_file
 from manifests.lease import LEASE
 from manifests.sample import FormatError, differences
-from model import Stream, TemporalPadding
+from model import Architecture, TemporalPadding
 from train.quarantine import FILE as QUARANTINE
 from train.schedule import Schedule
-from train.stream import Samples, at_snapshot
+from train.stream import Inputs, Samples, at_snapshot
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,8 +42,9 @@ class RunError(Exception):
 class Configuration:
     """All that decides what a run computes; to resume a run, it must be the same."""
 
-    stream: Stream
-    frames: int
+    model: Architecture
+    stream: Inputs
+    frames: int  # that a window reaches over
     crop: int
     batch_size: int
     schedule: Schedule  # of the learning rate
@@ -61,7 +62,6 @@ class Configuration:
     sync_bn: bool = False
     dropout: float = 0.5
     temporal_padding: TemporalPadding = "zero"
-    model: str = "i3d"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 
 from manifests.lease import lease
 from manifests.sample import FormatError, differences
-from model import Checkpoint, Stream, load_checkpoint
+from model import Architecture, Checkpoint, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
+from train.decode import C3D_SIDE
 from train.loader import naming_dead_workers, training_batches
 from train.loop import train
 from train.plan import WINDOW_SHARDS
@@ -22,7 +23,8 @@ from train.ranks import Ranks, joined_ranks
 from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import Task
-from train.stream import Samples, open_samples, trainable_samples
+from train.samplers import window_of
+from train.stream import Inputs, Samples, open_samples, streams_of, trainable_samples
 
 MAXIMUM_WORKERS = 8
 MAXIMUM_STEPS = 10**9
@@ -34,7 +36,8 @@ class Options:
 
     shards: str
     split: str | None
-    stream: Stream
+    model: Architecture
+    stream: Inputs
     output: Path | None
     val_shards: str | None
     val_split: str | None
@@ -42,7 +45,7 @@ class Options:
     epochs: float | None
     batch_size: int
     accumulate: int
-    frames: int
+    frames: int | None
     crop: int
     schedule: ScheduleName
     lr: float | None
@@ -101,10 +104,12 @@ def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
     _check_shares(options, ranks)
     folder, cache = options.output or Path(), _cache(options)
     shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
-    samples = trainable_samples(open_samples(shards, options.split, cache), options.stream)
+    samples = trainable_samples(open_samples(shards, options.split, cache), streams_of(options.stream))
     _require_room(samples)
     validation = _validation(options, folder, samples, cache)
-    initial = load_checkpoint(options.init, options.stream) if options.init is not None else None
+    initial = load_checkpoint(options.init, streams_of(options.stream)) if options.init is not None else None
+    if initial is not None and initial.architecture != options.model:
+        raise ValueError(f"{options.init}: its architecture is {initial.architecture}, --model {options.model} was asked for")
     configuration = _configuration(options, samples, validation, initial, ranks)
     session = _session(options, samples, ranks)
     return Task(folder, configuration, session, samples, validation, ranks), initial
@@ -119,6 +124,12 @@ def _check(options: Options) -> None:
         raise ValueError("--output: name a folder for the run")
     if (options.steps is None) == (options.epochs is None) and not options.bench_data:
         raise ValueError("how long to train: give either --steps or --epochs")
+    if options.model != "i3d" and options.frames is not None:
+        raise ValueError(f"--frames {options.frames}: the windows of --model {options.model} are as in the paper")
+    if options.model == "c3d" and options.crop not in (C3D_SIDE, 2 * C3D_SIDE):
+        raise ValueError(f"--crop {options.crop}: --model c3d sees {C3D_SIDE} pixels a side, or twice as many halved")
+    if options.model in ("lstm", "c3d", "i3d") and options.stream == "both":
+        raise ValueError(f"--stream both: --model {options.model} sees one stream; train each, and test them together")
     if options.val_shards is None and options.val_split is not None:
         raise ValueError(f"--val-split {options.val_split} wants --val-shards")
 
@@ -142,7 +153,7 @@ def _speed_of_loading(task: Task) -> LoaderSpeed:
     """Load as the run would, as fast as it goes."""
     configuration, workers = task.configuration, task.session.workers
     batches = training_batches(
-        task.samples, configuration.stream, task.plan, range(2**40), configuration.crop, task.share, workers
+        task.samples, task.streams, task.plan, range(2**40), configuration.crop, task.share, workers
     )
     with prefetching(task.samples, task.plan) as prefetch:
         if prefetch:
@@ -174,12 +185,14 @@ def _configuration(
     """What the run computes."""
     rate = options.lr if options.lr is not None else rate_of_batch(options.batch_size)
     length = schedule_steps(options.schedule, _steps(options, samples))
+    released = "flow" if options.stream == "flow" else "rgb"
     return Configuration(
+        model=options.model,
         stream=options.stream,
-        frames=options.frames,
+        frames=options.frames or window_of(options.model, streams_of(options.stream)).frames,
         crop=options.crop,
         batch_size=options.batch_size,
-        schedule=Schedule(options.schedule, rate, options.warm_up_steps, length, options.stream),
+        schedule=Schedule(options.schedule, rate, options.warm_up_steps, length, released),
         evaluate_every=options.evaluate_every or math.ceil(len(samples) / options.batch_size),
         patience=options.patience,
         flip=options.flip,
@@ -228,10 +241,10 @@ def _validation(options: Options, folder: Path, samples: Samples, cache: Cache |
     if options.val_shards is None:
         return None
     shards = pinned(folder, options.val_shards, "validation") if options.resume == "auto" else options.val_shards
-    validation = trainable_samples(open_samples(shards, options.val_split, cache), options.stream)
+    validation = trainable_samples(open_samples(shards, options.val_split, cache), streams_of(options.stream))
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
-    if options.stream == "flow":
+    if "flow" in streams_of(options.stream):
         samples.require_one_flow(validation)
     return validation
 

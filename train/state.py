@@ -7,16 +7,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from manifests.classes import ClassList, published_of_size
-from manifests.sample import MINIMUM_FRAMES
-from model import I3D, STREAM_CHANNELS, Checkpoint, CheckpointError, load_training, save_run, synchronise_batch_norm
-from train.plan import ConsecutiveFrames, Plan, Share
+from model import (
+    Checkpoint,
+    CheckpointError,
+    Network,
+    Stream,
+    build,
+    load_training,
+    save_run,
+    synchronise_batch_norm,
+)
+from train.plan import Plan, Share
 from train.ranks import Ranks
 from train.run import Configuration, Session, checkpoint_path, remove_old_checkpoints
 from train.schedule import Plateau
-from train.stream import Samples
+from train.samplers import RandomWindow, window_of
+from train.stream import Samples, streams_of
 
 REMEDY = "Checkpoints are as they were; begin again with a lower --lr in another --output, perhaps with --init"
 
@@ -43,6 +53,11 @@ class Task:
         return self.samples.classes
 
     @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What the network sees."""
+        return streams_of(self.configuration.stream)
+
+    @property
     def share(self) -> Share:
         """This process's part of a global batch."""
         return Share(self.ranks.rank, self.ranks.count, self.session.accumulate)
@@ -52,9 +67,9 @@ class Task:
         """What is seen when."""
         configuration = self.configuration
         return Plan(
-            clip_frames=self.samples.records[f"{configuration.stream}_frames"],
+            clip_frames=np.minimum.reduce([self.samples.records[f"{stream}_frames"] for stream in self.streams]),
             shard_of=self.samples.shard_of,
-            sampler=ConsecutiveFrames(configuration.frames, at_least=MINIMUM_FRAMES),
+            sampler=RandomWindow(window_of(configuration.model, self.streams, configuration.frames)),
             batch_size=configuration.batch_size,
             seed=configuration.seed,
             flip=configuration.flip,
@@ -65,7 +80,7 @@ class Task:
 class State:
     """What a checkpoint holds: all that the steps so far have changed."""
 
-    network: I3D
+    network: Network
     optimizer: torch.optim.SGD
     plateau: Plateau
     step: int = 0
@@ -91,8 +106,13 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
     """A network at its beginning, or with the weights of `initial`, and a new head where its classes are others."""
     configuration = task.configuration
     torch.manual_seed(configuration.seed)
-    channels = STREAM_CHANNELS[configuration.stream]
-    network = I3D(len(task.classes.labels), channels, configuration.dropout, configuration.temporal_padding)
+    network = build(
+        configuration.model,
+        task.streams,
+        len(task.classes.labels),
+        dropout=configuration.dropout,
+        temporal_padding=configuration.temporal_padding,
+    )
     if initial is not None:
         weights = initial.state_dict
         if not keeps_head(initial, task.classes):
@@ -134,7 +154,7 @@ def save(state: State, task: Task) -> None:
         "plateau": state.plateau.state_dict(),
     }
     path = checkpoint_path(task.folder, state.step)
-    save_run(path, state.network, task.configuration.stream, task.classes.labels, training)
+    save_run(path, state.network, task.classes.labels, training)
     remove_old_checkpoints(task.folder)
 
 

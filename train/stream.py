@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,6 +32,8 @@ from model import Stream
 from train import remote
 from train.cache import Cache, ShardFile
 from train.tars import IndexedTar, indexed_tars
+
+Inputs = Literal["rgb", "flow", "both"]  # what a network sees
 
 
 class Sample(NamedTuple):
@@ -154,12 +156,17 @@ class Samples:
                 raise FormatError(f"{name}: its flow was made in another way than that before it: {'; '.join(changed)}")
 
 
-def trainable_samples(samples: Samples, stream: Stream) -> Samples:
+def streams_of(inputs: Inputs) -> tuple[Stream, ...]:
+    """The streams that are meant."""
+    return ("rgb", "flow") if inputs == "both" else (inputs,)
+
+
+def trainable_samples(samples: Samples, streams: Sequence[Stream]) -> Samples:
     """Those samples that have a label.
 
     Raises:
         FormatError: several splits at once, none with a label, a class list that is unknown, a sample without
-            `stream`, two samples of one key, or flow that was made in several ways.
+            one of the `streams`, two samples of one key, or flow that was made in several ways.
     """
     first = samples[0].shard.name
     if len(samples.splits) > 1:
@@ -167,15 +174,16 @@ def trainable_samples(samples: Samples, stream: Stream) -> Samples:
         raise FormatError(f"{first.rpartition('/')[0]}: samples of several splits ({there}): choose one with --split")
     if samples.classes is None:
         raise FormatError(f"{first}: a tar does not hold its own class list: name the dataset's folder")
-    if stream == "flow":
+    if "flow" in streams:
         samples.require_one_flow()
     has_label = samples.records["class_index"] != NO_CLASS
     labelled = samples if has_label.all() else samples.take(has_label)
     if not len(labelled):
         raise FormatError(f"{first}: none of the {len(samples)} samples has a label")
-    lacking = np.flatnonzero(labelled.records[f"{stream}_frames"] == 0)
-    if len(lacking):
-        raise FormatError(f"{labelled[lacking[0]].name} has no {stream}: prepared with --flow none?")
+    for stream in streams:
+        lacking = np.flatnonzero(labelled.records[f"{stream}_frames"] == 0)
+        if len(lacking):
+            raise FormatError(f"{labelled[lacking[0]].name} has no {stream}: prepared with --flow none?")
     keys = labelled.records["key"]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manifests.sample import FormatError
-from model import save_run
+from model import Stream, save_run
 from train.batch_norm import BATCHES, average_statistics, recompute_statistics
-from train.decode import network_input
+from train.decode import network_inputs
 from train.evaluate import TOP, ClipResult, Streams, evaluate
 from train.loader import Bad, Batch, training_batches
 from train.log import Log
@@ -67,19 +67,18 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: Signals,
     state.best_loss = min(loss, state.best_loss) if validation is not None else state.best_loss
     if ranks.first:
         for name in ("model.pt", "best.pt") if best else ("model.pt",):
-            save_run(task.folder / name, state.network, configuration.stream, task.classes.labels)
+            save_run(task.folder / name, state.network, task.classes.labels)
     return {**values, "seconds": time.monotonic() - started}
 
 
 def _measure_statistics(state: State, task: Task, signals: Signals) -> None:
     """Batch normalisation's statistics over what the last steps saw, averaged over the ranks."""
-    stream, crop, device = task.configuration.stream, task.configuration.crop, task.ranks.device
+    crop, device, network = task.configuration.crop, task.ranks.device, state.network
     seen = range(max(0, state.step - BATCHES), state.step)
-    batches = training_batches(task.samples, stream, task.plan, seen, crop, task.share, task.session.workers)
+    batches = training_batches(task.samples, task.streams, task.plan, seen, crop, task.share, task.session.workers)
     taken = _as_many(signals.until(batches), task.ranks)
-    inputs = (network_input(_good(batch).to(device), stream) for batch in taken)
-    recompute_statistics(state.network, inputs)
-    average_statistics(state.network, task.ranks)
+    recompute_statistics(network, (network_inputs(_good(batch), network, device) for batch in taken))
+    average_statistics(network, task.ranks)
 
 
 def _as_many(batches: Iterator[Batch], ranks: Ranks) -> Iterator[Batch]:
@@ -91,9 +90,10 @@ def _as_many(batches: Iterator[Batch], ranks: Ranks) -> Iterator[Batch]:
         yield batch
 
 
-def _good(batch: Batch) -> Tensor:
+def _good(batch: Batch) -> dict[Stream, Tensor]:
     """The pixels of a batch without those that stand for bad samples; all where there are no others."""
-    return batch.pixels[batch.weights > 0] if batch.weights.any() else batch.pixels
+    good = batch.weights > 0
+    return {s: pixels[good] for s, pixels in batch.pixels.items()} if good.any() else batch.pixels
 
 
 def _totals(results: Iterator[ClipResult | Bad], quarantine: Quarantine, ranks: Ranks) -> dict[str, float]:
