@@ -14,7 +14,6 @@ TemporalPadding = Literal["zero", "replicate"]
 
 STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by rank
 _LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
 
 
@@ -212,7 +211,7 @@ class ConvUnit(nn.Module):
         self.temporal_padding = temporal_padding
         convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if len(kernel_size) == 2 else nn.Conv3d
         self.conv = convolution(in_channels, out_channels, kernel_size, stride or 1, bias=False)  # type: ignore[arg-type]
-        self.norm = OffsetBatchNorm(out_channels)
+        self.norm: nn.Module = OffsetBatchNorm(out_channels)
         initialise(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,8 +226,13 @@ class ConvUnit(nn.Module):
         outside = [end for pair in reversed(paddings) for end in (pair if pair[0] != pair[1] else (0, 0))]
         if any(outside):
             x = F.pad(x, outside)
-        y = self._convolve(x, inside)
-        return F.relu_(self.norm(y.contiguous(memory_format=_CHANNELS_LAST[y.ndim])))
+        # torch's convolution of a small tensor does not keep the layout, and all that follows would be slower.
+        return F.relu_(self.norm(self.channels_last(self._convolve(x, inside))))
+
+    @staticmethod
+    def channels_last(x: Tensor) -> Tensor:
+        """[B, C, …] laid out in memory as [B, …, C], without a copy where it is."""
+        return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
     def _convolve(self, x: Tensor, padding: list[int]) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
