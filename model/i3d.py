@@ -14,6 +14,7 @@ from model.inception import MINIMUM_SIDE, Inception, endpoint_names
 from model.layers import Architecture, Stream, TemporalPadding, check_arguments, check_input, initialise, stream_of
 
 MINIMUM_FRAMES = 9  # gives two time steps, the extent of the average pool
+AVERAGE_POOL = (2, 7, 7)  # time, height, width; of smaller pictures all height and width
 
 
 class I3D(Inception):
@@ -92,8 +93,9 @@ class I3D(Inception):
             ValueError: as `forward`.
         """
         features = self.endpoint(x, self.ENDPOINTS[-1])  # [B, 1024, ceil(T/8), ceil(H/32), ceil(W/32)]
-        height, width = features.shape[3:]
-        pooled = F.avg_pool3d(features, (2, min(7, height), min(7, width)), stride=1)
+        time, *space = AVERAGE_POOL
+        extents = (time, *(min(n, there) for n, there in zip(space, features.shape[3:], strict=True)))
+        pooled = F.avg_pool3d(features, extents, stride=1)
         logits: Tensor = self.Logits(self.dropout(pooled))
         return logits.mean(dim=(3, 4))
 

@@ -73,7 +73,7 @@ def check_input(
         minimum_frames: the smallest T.
         side: H and W in pixels, where the network takes no other.
         minimum_side: the smallest H and W.
-        check_values: look at the values too, by `check_range` and `check_centre`, which is a pass over them.
+        check_values: look at the values too, by `check_range`, which is a pass over them.
 
     Raises:
         ValueError: with what was found and what would be right.
@@ -96,8 +96,7 @@ def check_input(
         raise ValueError(f"{stream} input has {height}x{width} pixels, {network} needs at least {minimum_side} a side")
     # Neither a tensor without data nor a traced graph can be asked for its values.
     if check_values and not (x.is_meta or x.numel() == 0 or torch.compiler.is_compiling()):
-        check_range(x)
-        check_centre(x, stream)
+        check_range(x, stream)
 
 
 def check_inputs(
@@ -132,43 +131,29 @@ def check_inputs(
         raise ValueError(f"inputs of different batches or sizes: {found}")
 
 
-def check_range(x: Tensor) -> None:
-    """Refuses an input that is clearly not scaled to [-1, 1], such as one in [0, 255].
+def check_range(x: Tensor, stream: Stream | None = None) -> None:
+    """Refuses an input that is not scaled to [-1, 1]: one in [0, 255] and, where the stream is known, one in [0, 1].
 
-    An input in [0, 1] passes; `check_centre` looks for those.
+    Values from 0 to 1 are possible in [-1, 1] too, so more is asked before they are refused. Of RGB, that some are
+    near 0 and some above 0.5: taken for [-1, 1], that is a video without a pixel darker than mid-grey whose darkest is
+    nearly mid-grey. Of flow, that the mean is about 0.5: taken for [-1, 1], a motion of 10 pixels a frame, to the right
+    and down, all over.
 
     Args:
         x: a float tensor of any shape.
+        stream: what it is; None leaves [0, 1] out.
 
     Raises:
-        ValueError: if a value is outside [-1.01, 1.01] or is not a number.
+        ValueError: if a value is outside [-1.01, 1.01] or is not a number, or all seem to be in [0, 1].
     """
     low, high = (bound.item() for bound in x.detach().aminmax())
     if not (low >= -_LARGEST_MAGNITUDE and high <= _LARGEST_MAGNITUDE):  # so written, it refuses NaN too
         raise ValueError(f"input values are in [{low:g}, {high:g}], they must be scaled to [-1, 1]")
-
-
-def check_centre(x: Tensor, stream: Stream) -> None:
-    """Refuses an input that looks as if it were scaled to [0, 1], where [-1, 1] is due.
-
-    Values from 0 up are possible in [-1, 1] too, so more is asked. Of RGB, that some are near 0 and some above 0.5:
-    taken for [-1, 1], that is a video without a pixel darker than mid-grey whose darkest is nearly mid-grey. Of flow,
-    that the mean is about 0.5: taken for [-1, 1], a motion of 10 pixels a frame, to the right and down, all over.
-
-    Args:
-        x: floats of any shape.
-        stream: what they are.
-
-    Raises:
-        ValueError: if so.
-    """
-    low, high = (bound.item() for bound in x.detach().aminmax())
-    if low < 0:
+    if low < 0 or stream is None:
         return
     if (low < 0.05 and high > 0.5) if stream == "rgb" else (0.4 < x.detach().float().mean().item() < 0.6):
         raise ValueError(
-            f"{stream} input has values in [{low:g}, {high:g}], none below 0: it seems to be scaled to [0, 1], "
-            "it must be scaled to [-1, 1]"
+            f"{stream} input values are in [{low:g}, {high:g}], as if scaled to [0, 1], they must be scaled to [-1, 1]"
         )
 
 
