@@ -92,7 +92,17 @@ class I3D(Inception):
         Raises:
             ValueError: as `forward`.
         """
-        features = self.endpoint(x, self.ENDPOINTS[-1])  # [B, 1024, ceil(T/8), ceil(H/32), ceil(W/32)]
+        return self.classify(self.endpoint(x, self.ENDPOINTS[-1]))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits of each time step, from the activation of the last endpoint.
+
+        Args:
+            features: [B, 1024, T', H', W'], T' at least 2.
+
+        Returns:
+            [B, num_classes, T' - 1].
+        """
         time, *space = AVERAGE_POOL
         extents = (time, *(min(n, there) for n, there in zip(space, features.shape[3:], strict=True)))
         pooled = F.avg_pool3d(features, extents, stride=1)
