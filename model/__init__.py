@@ -3,6 +3,9 @@
 `I3D` is the network as DeepMind released it; `ConvNetLSTM`, `C3D`, `TwoStream` and `Fused` are those that the paper
 compares it with; `build` makes any of them by name.
 
+`chunked_endpoints` and `chunked_logits` run I3D on a video of any length in the memory of a short one,
+`fold_batch_norm` makes a network faster to test, `recompute_activations` one that trains in less memory.
+
 `load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints (without TensorFlow), the two common PyTorch
 ports, and the files that `save_run` writes. Whatever is wrong with a checkpoint is a `CheckpointError`.
 """
@@ -10,8 +13,11 @@ ports, and the files that `save_run` writes. Whatever is wrong with a checkpoint
 from model.build import Network, build
 from model.c3d import C3D
 from model.checkpoint_names import Format, match_names
+from model.chunks import LOGITS, chunked_endpoints, chunked_logits, step_frames
+from model.fold import fold_batch_norm
 from model.fused import Fused
 from model.i3d import I3D
+from model.inception import recompute_activations
 from model.layers import (
     STREAM_CHANNELS,
     Architecture,
@@ -30,6 +36,7 @@ from model.weights import Checkpoint, load_checkpoint, load_i3d, load_training, 
 __all__ = [
     "C3D",
     "I3D",
+    "LOGITS",
     "STREAM_CHANNELS",
     "Architecture",
     "BatchNorm",
@@ -45,12 +52,17 @@ __all__ = [
     "TwoStream",
     "build",
     "check_range",
+    "chunked_endpoints",
+    "chunked_logits",
+    "fold_batch_norm",
     "list_variables",
     "load_checkpoint",
     "load_i3d",
     "load_training",
     "match_names",
     "read_checkpoint",
+    "recompute_activations",
     "save_run",
+    "step_frames",
     "synchronise_batch_norm",
 ]

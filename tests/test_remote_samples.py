@@ -21,8 +21,8 @@ from train import remote, tars
 from train.cache import Cache
 from train.loader import training_batches
 from train.plan import Plan
-from train.samplers import RandomWindow, window_of
 from train.run import identity
+from train.samplers import RandomWindow, window_of
 from train.stream import open_samples, trainable_samples
 
 HERE = open_samples(str(golden.DATASET), "train")

@@ -17,7 +17,6 @@ from train.loader import Bad
 from train.log import read_metrics
 from train.quarantine import FILE as QUARANTINE
 from train.quarantine import read_quarantine
-from train.stream import Inputs
 from train.report import (
     CURVES,
     loss_curves,
@@ -26,6 +25,7 @@ from train.report import (
     validation_curves,
     validation_loss_curves,
 )
+from train.stream import Inputs
 
 PAGE_BYTES = 2_000_000
 FILE_BYTES = 1 << 20  # of config.json

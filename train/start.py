@@ -21,9 +21,9 @@ from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
 from train.ranks import Ranks, joined_ranks
 from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
+from train.samplers import window_of
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import Task
-from train.samplers import window_of
 from train.stream import Inputs, Samples, open_samples, streams_of, trainable_samples
 
 MAXIMUM_WORKERS = 8
@@ -109,7 +109,9 @@ def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
     validation = _validation(options, folder, samples, cache)
     initial = load_checkpoint(options.init, streams_of(options.stream)) if options.init is not None else None
     if initial is not None and initial.architecture != options.model:
-        raise ValueError(f"{options.init}: its architecture is {initial.architecture}, --model {options.model} was asked for")
+        raise ValueError(
+            f"{options.init}: its architecture is {initial.architecture}, --model {options.model} was asked for"
+        )
     configuration = _configuration(options, samples, validation, initial, ranks)
     session = _session(options, samples, ranks)
     return Task(folder, configuration, session, samples, validation, ranks), initial

@@ -24,8 +24,8 @@ from model import (
 from train.plan import Plan, Share
 from train.ranks import Ranks
 from train.run import Configuration, Session, checkpoint_path, remove_old_checkpoints
-from train.schedule import Plateau
 from train.samplers import RandomWindow, window_of
+from train.schedule import Plateau
 from train.stream import Samples, streams_of
 
 REMEDY = "Checkpoints are as they were; begin again with a lower --lr in another --output, perhaps with --init"
