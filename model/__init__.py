@@ -12,26 +12,32 @@ ports, and the files that `save_run` writes. Whatever is wrong with a checkpoint
 
 from model.build import Network, build
 from model.c3d import C3D
-from model.checkpoint_names import Format, match_names
+from model.checkpoint import Checkpoint, head_names
+from model.checkpoint_names import Format, Naming, match_names
 from model.chunks import LOGITS, chunked_endpoints, chunked_logits, step_frames
 from model.fold import fold_batch_norm
 from model.fused import Fused
 from model.i3d import I3D
-from model.inception import recompute_activations
+from model.inception import Inception, InceptionV1, recompute_activations
+from model.inflate import begin_with_pictures, inflate, inflate_inception
 from model.layers import (
     STREAM_CHANNELS,
     Architecture,
     BatchNorm,
+    ConvUnit,
+    MaxPool,
     OffsetBatchNorm,
     Stream,
     TemporalPadding,
+    channels_last,
     check_range,
     synchronise_batch_norm,
 )
 from model.lstm import ConvNetLSTM
+from model.runs import load_training, save_checkpoint, save_run
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.two_stream import TwoStream
-from model.weights import Checkpoint, load_checkpoint, load_i3d, load_training, save_run
+from model.weights import identify_released, load_checkpoint, load_i3d, load_inception_v1
 
 __all__ = [
     "C3D",
@@ -43,25 +49,38 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ConvNetLSTM",
+    "ConvUnit",
     "Format",
     "Fused",
+    "Inception",
+    "InceptionV1",
+    "MaxPool",
+    "Naming",
     "Network",
     "OffsetBatchNorm",
     "Stream",
     "TemporalPadding",
     "TwoStream",
+    "begin_with_pictures",
     "build",
+    "channels_last",
     "check_range",
     "chunked_endpoints",
     "chunked_logits",
     "fold_batch_norm",
+    "head_names",
+    "identify_released",
+    "inflate",
+    "inflate_inception",
     "list_variables",
     "load_checkpoint",
     "load_i3d",
+    "load_inception_v1",
     "load_training",
     "match_names",
     "read_checkpoint",
     "recompute_activations",
+    "save_checkpoint",
     "save_run",
     "step_frames",
     "synchronise_batch_norm",

@@ -32,7 +32,7 @@ def chunked_endpoints(
 
     Yields:
         A name and the next steps of its activation, [B, C', t, H', W'], or of `LOGITS` [B, num_classes, t]. Together
-        the steps of a name equal `network.endpoint(video, name)`, or `network.logits_per_step(video)`, but for rounding.
+        the steps of a name equal `network.endpoint(video, name)`, or `network.logits_per_step(video)`, up to rounding.
 
     Raises:
         ValueError: no such endpoint, a network in training mode, fewer or more frames than were announced, fewer than
@@ -52,11 +52,12 @@ def chunked_endpoints(
         seen += piece.shape[2]
         if seen > frames:
             raise ValueError(f"the video has at least {seen} frames, {frames} were announced")
-        x: Tensor | None = piece
+        x = piece
         for name, layer in layers.items():
-            x = layer.next_steps(x)
-            if x is None:
+            steps = layer.next_steps(x)
+            if steps is None:
                 break
+            x = steps
             if name in names:
                 yield name, x
     if seen < frames:
@@ -64,7 +65,7 @@ def chunked_endpoints(
 
 
 def chunked_logits(network: I3D, pieces: Iterable[Tensor], frames: int) -> Tensor:
-    """Class logits of a video that comes in pieces, averaged over time: `network(video)`, but for rounding.
+    """Class logits of a video that comes in pieces, averaged over time: `network(video)`, up to rounding.
 
     Args and errors as of `chunked_endpoints`.
 

@@ -1,18 +1,15 @@
 """Networks as they are fastest in a test: each batch normalisation folded into the convolution before it."""
 
 import copy
-from typing import TypeVar
 
 import torch
 from torch import nn
 
-from model.layers import ConvUnit, OffsetBatchNorm
-
-AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+from model.layers import ConvUnit, NetworkT, OffsetBatchNorm, channels_last
 
 
 @torch.no_grad()
-def fold_batch_norm(network: AnyNetwork) -> AnyNetwork:
+def fold_batch_norm(network: NetworkT) -> NetworkT:
     """A copy for inference alone, in which the convolutions of all `ConvUnit`s do what the normalisations did.
 
     In evaluation mode a normalisation is a scale and an offset: (w·x − mean) / sqrt(var + ε) + bias is a convolution
@@ -31,8 +28,8 @@ def fold_batch_norm(network: AnyNetwork) -> AnyNetwork:
             norm, weight = unit.norm, unit.conv.weight
             scale = torch.rsqrt(norm.running_var.double() + norm.EPSILON)
             folded = (weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
-            unit.conv.weight = nn.Parameter(unit.channels_last(folded), requires_grad=False)
+            unit.conv.weight = nn.Parameter(folded, requires_grad=False)
             offset = norm.bias.double() - norm.running_mean.double() * scale
             unit.conv.bias = nn.Parameter(offset.to(weight.dtype), requires_grad=False)
             unit.norm = nn.Identity()
-    return network
+    return channels_last(network)

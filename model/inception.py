@@ -146,7 +146,7 @@ class InceptionV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] floats in [−1, 1] → logits [B, num_classes]."""
-        logits: Tensor = self.head(self.dropout(self.body(x).mean(dim=(2, 3))))
+        logits: Tensor = self.head(self.dropout(self.body(x).flatten(2).mean(dim=2)))  # so that it can be inflated
         return logits
 
 

@@ -1,7 +1,7 @@
 """Layers that the architectures share: as DeepMind released them, in two dimensions and in three."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ Stream = Literal["rgb", "flow"]
 TemporalPadding = Literal["zero", "replicate"]
 
 STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _LARGEST_MAGNITUDE = 1.01  # 1 plus the rounding of half precision and of resizing
 
@@ -211,13 +213,10 @@ class ConvUnit(nn.Module):
         outside = [end for pair in reversed(paddings) for end in (pair if pair[0] != pair[1] else (0, 0))]
         if any(outside):
             x = F.pad(x, outside)
+        y = self._convolve(x, inside)
         # torch's convolution of a small tensor does not keep the layout, and all that follows would be slower.
-        return F.relu_(self.norm(self.channels_last(self._convolve(x, inside))))
-
-    @staticmethod
-    def channels_last(x: Tensor) -> Tensor:
-        """[B, C, …] laid out in memory as [B, …, C], without a copy where it is."""
-        return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        y = y.contiguous(memory_format=torch.channels_last if y.ndim == 4 else torch.channels_last_3d)
+        return F.relu_(self.norm(y))
 
     def _convolve(self, x: Tensor, padding: list[int]) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
@@ -320,6 +319,16 @@ def synchronise_batch_norm(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.synchronised = True
+
+
+def channels_last(network: NetworkT) -> NetworkT:
+    """The same network, its convolutions' weights with channels last in memory, which is faster on CPUs and GPUs."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 class MaxPool(nn.Module):

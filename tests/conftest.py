@@ -1,5 +1,7 @@
 """What several tests need: the folder of real clips and weights, small videos, a server on loopback."""
 
+import importlib
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from google.cloud import storage
@@ -30,6 +33,26 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real clips and weights at {folder} (set QUO_VADIS_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision_models() -> Iterator[ModuleType]:
+    """`torchvision.models`, the networks of pictures that others have."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    try:
+        yield importlib.import_module("torchvision.models")
+    except RuntimeError as error:
+        # PyPI's wheel is built with CUDA: beside torch's build without, its operators are missing. No network needs
+        # these two, but torchvision is not imported without them.
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        import torch
+
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        yield importlib.import_module("torchvision.models")
 
 
 @pytest.fixture(scope="session")

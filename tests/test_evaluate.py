@@ -52,7 +52,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     for stream, channels in (("rgb", 3), ("flow", 2)):
-        save_run(folder / f"{stream}.pt", I3D(3, channels).eval(), stream, CLASSES)
+        save_run(folder / f"{stream}.pt", I3D(3, channels).eval(), CLASSES)
     return folder
 
 
@@ -189,8 +189,8 @@ def test_a_snapshot_can_be_named(dataset):
 )
 def test_bad_arguments(dataset, checkpoints, arguments, said, monkeypatch):
     monkeypatch.chdir(checkpoints)
-    save_run("four.pt", I3D(4, 3), "rgb", None)
-    save_run("named.pt", I3D(3, 3), "rgb", ["jump", "run", "sit"])
+    save_run("four.pt", I3D(4, 3), None)
+    save_run("named.pt", I3D(3, 3), ["jump", "run", "sit"])
     assert said in command(evaluate_command, "--shards", dataset, *arguments, status=1)
 
 

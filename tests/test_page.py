@@ -113,7 +113,7 @@ def validated(tmp_path_factory):
         samples = trainable_samples(open_samples(str(golden.DATASET), "val"), stream)
         run = run_folder(folder / stream, [step(1)], stream=stream, validation=identity(samples))
         edit(run, "session", validation_shards=str(golden.DATASET))
-        save_run(run / "best.pt", I3D(4, channels).eval(), stream, samples.classes.labels)
+        save_run(run / "best.pt", I3D(4, channels).eval(), samples.classes.labels)
     return folder
 
 

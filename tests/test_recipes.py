@@ -11,7 +11,7 @@ TYPED = {
     "finetune": {"stream": "flow", "init": "k400.pt"},
 }
 EXPECTED = {  # clips a step, steps, schedule, learning rate
-    "paper": (192, 110_000, "plateau", 0.05),
+    "paper": (384, 110_000, "plateau", 0.1),
     "released-rgb": (384, 115_000, "released", 0.1),
     "released-flow": (384, 155_000, "released", 0.1),
     "finetune": (96, 5_000, "plateau", 0.0025),

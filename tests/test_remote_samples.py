@@ -342,8 +342,8 @@ def test_samples_are_arrays(tmp_path):
         shutil.copytree(golden.DATASET, tmp_path / place)
     assert open_samples(f"{tmp_path}/a@b").snapshot == open_samples(f"{tmp_path}/a@b@0001").snapshot == "0001"
     both = f"{{{tmp_path}/a@b,{tmp_path}/c}}/shards/train/*.tar"
-    with pytest.raises(FormatError, match="does not hold its own class list"):
-        trainable_samples(open_samples(both), "flow")
+    with pytest.raises(FormatError, match=r"stands in .*, too"):
+        trainable_samples(open_samples(both), ("flow",))
 
 
 def test_opening_needs_no_patience_where_the_answer_is_no(net):

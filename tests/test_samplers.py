@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.samplers import RandomWindow, tested_windows, window_of
+from train.samplers import RandomWindow, whole_clip_windows, window_of
 
 BOTH = ("rgb", "flow")
 
@@ -60,7 +60,7 @@ def test_short_clips_start_over_and_short_windows_are_repeated():
 )
 def test_a_clip_of_ten_seconds_is_tested_as_in_table_1(architecture, streams, rgb, flow):
     """250 frames, and so 249 flows: the last window of both moves back by one."""
-    windows = tested_windows(architecture, streams, 249 if "flow" in streams else 250)
+    windows = whole_clip_windows(architecture, streams, 249 if "flow" in streams else 250)
     assert sum(len(window.get("rgb", ())) for window in windows) == rgb
     assert sum(len(window.get("flow", ())) for window in windows) == flow
     assert max(number for window in windows for some in window.values() for number in some) < 250
@@ -70,9 +70,9 @@ def test_a_clip_of_ten_seconds_is_tested_as_in_table_1(architecture, streams, rg
 
 
 def test_clips_of_other_lengths():
-    assert [list(w["rgb"]) for w in tested_windows("c3d", ("rgb",), 40)] == [list(range(16)), list(range(16, 32))]
-    assert lists(tested_windows("c3d", ("rgb",), 5)[0]) == {"rgb": [n % 5 for n in range(16)]}
-    assert lists(tested_windows("i3d", ("flow",), 5)[0]) == {"flow": [n % 5 for n in range(9)]}
-    assert lists(tested_windows("lstm", ("rgb",), 12)[0]) == {"rgb": [0, 5, 10]}
-    assert [list(w["rgb"]) for w in tested_windows("two-stream", ("rgb",), 30)] == [[0], [10], [20]]
-    assert len(tested_windows("fused", BOTH, 99)) == 2
+    assert [list(w["rgb"]) for w in whole_clip_windows("c3d", ("rgb",), 40)] == [list(range(16)), list(range(16, 32))]
+    assert lists(whole_clip_windows("c3d", ("rgb",), 5)[0]) == {"rgb": [n % 5 for n in range(16)]}
+    assert lists(whole_clip_windows("i3d", ("flow",), 5)[0]) == {"flow": [n % 5 for n in range(9)]}
+    assert lists(whole_clip_windows("lstm", ("rgb",), 12)[0]) == {"rgb": [0, 5, 10]}
+    assert [list(w["rgb"]) for w in whole_clip_windows("two-stream", ("rgb",), 30)] == [[0], [10], [20]]
+    assert len(whole_clip_windows("fused", BOTH, 99)) == 2

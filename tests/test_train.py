@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -204,7 +205,7 @@ def test_statistics_are_averages_over_the_batches():
     batches = [torch.rand(2, 2, 9, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
     weights = {name: p.clone() for name, p in network.named_parameters()}
     state = torch.get_rng_state()
-    recompute_statistics(network, batches)
+    recompute_statistics(network, [(batch,) for batch in batches])
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
     first, seen = network.Conv3d_1a_7x7, []
@@ -221,7 +222,7 @@ def test_statistics_are_averages_over_the_batches():
 def test_initial_weights_and_their_head(demo, train, tmp_path):
     for name, classes in (("same", CLASSES[:4]), ("other", ["a", "b", "c", "d"]), ("more", list("abcdefg"))):
         torch.manual_seed(5)
-        save_run(tmp_path / f"{name}.pt", I3D(len(classes), 2), "flow", classes)
+        save_run(tmp_path / f"{name}.pt", I3D(len(classes), 2), classes)
         given = load_checkpoint(tmp_path / f"{name}.pt").state_dict
         train("--steps", 1, "--lr", 1e-9, "--init", tmp_path / f"{name}.pt", output=tmp_path / name)
         trained = load_checkpoint(tmp_path / name / "model.pt").state_dict
@@ -231,6 +232,24 @@ def test_initial_weights_and_their_head(demo, train, tmp_path):
             given["Logits.weight"], trained["Logits.weight"], atol=1e-6
         )
         assert kept == (name == "same")
+
+
+def test_tars_are_trained_on_where_each_class_has_a_sample(demo, train, tmp_path):
+    tar = next((demo / "shards" / "train").glob("*.tar"))
+    train("--steps", 2)
+    train("--steps", 2, "--shards", f"{tar.parent}/*.tar", output=tmp_path / "tars")
+    assert losses(tmp_path / "tars") == losses(tmp_path / "run")
+    classes = open_samples(str(demo), "train").classes
+    assert open_samples(str(tar), "train").classes == classes
+
+    samples = open_samples(str(demo), "train")
+    kept = [sample.key for sample in samples if sample.record["class_index"] != 1]
+    with tarfile.open(tar) as whole, tarfile.open(tmp_path / "some.tar", "w") as some:
+        for member in whole:
+            if member.name.split(".")[0] in kept:
+                some.addfile(member, whole.extractfile(member))
+    said = train("--steps", 1, "--shards", tmp_path / "some.tar", output=tmp_path / "c", status=1)
+    assert "no tar has a sample of some class, whose name is unknown so: name the dataset's folder" in said
 
 
 def test_bad_words(demo, train, tmp_path):
@@ -250,10 +269,7 @@ def test_bad_words(demo, train, tmp_path):
         "--steps", 1, "--crop", 33, output=tmp_path / "odd", status=2
     )
     assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
-    tars = next((demo / "shards" / "train").glob("*.tar"))
-    said = train("--steps", 1, "--shards", tars, output=tmp_path / "c", status=1)
-    assert "does not hold its own class list: name the dataset's folder" in said
-    save_run(tmp_path / "rgb.pt", I3D(4, 3), "rgb", None)
+    save_run(tmp_path / "rgb.pt", I3D(4, 3), None)
     said = train("--steps", 1, "--init", tmp_path / "rgb.pt", output=tmp_path / "d", status=1)
     assert "holds an rgb network" in said
 
@@ -406,6 +422,6 @@ def test_weights_that_are_no_numbers_are_never_written(train, tmp_path):
 
 
 def test_initial_weights_keep_their_padding(train, tmp_path):
-    save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), "flow", CLASSES[:4])
+    save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), CLASSES[:4])
     train("--steps", 1, "--init", tmp_path / "init.pt")
     assert load_checkpoint(tmp_path / "run" / "model.pt").temporal_padding == "replicate"

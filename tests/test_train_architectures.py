@@ -53,7 +53,10 @@ def test_an_architecture_is_trained_validated_resumed_tested_and_asked(model, st
     tested = json.loads(found.read_text())
     assert tested["top1"] == lines[-1]["val_top1"]
     assert list(tested["streams"]) == [stream]
-    assert command(report_command, run, "-o", tmp_path / "page.html") == ""
+    command(report_command, run, "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figcaption><b>moving") == 4
+    assert "not shown" not in page
 
 
 def test_architectures_are_tested_together(tmp_path):

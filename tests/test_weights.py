@@ -117,7 +117,7 @@ def own() -> I3D:
 @pytest.fixture
 def run_file(own: I3D, tmp_path: Path) -> Path:
     path = tmp_path / "run.pt"
-    save_run(path, own, "rgb", CLASSES)
+    save_run(path, own, CLASSES)
     return path
 
 
@@ -169,7 +169,8 @@ def test_a_port_gives_equal_outputs(
     path = tmp_path / "weights.pth"
     torch.save(port(ported.state_dict()), path)
     checkpoint = load_checkpoint(path)
-    assert (checkpoint.format, checkpoint.stream, checkpoint.num_classes) == (format, "rgb", len(CLASSES))
+    assert (checkpoint.format, checkpoint.architecture, checkpoint.streams) == (format, "i3d", ("rgb",))
+    assert checkpoint.num_classes == len(CLASSES)
     assert checkpoint.classes is None
     network = load_i3d(path, "rgb")
     assert not network.training
@@ -249,7 +250,7 @@ def test_released_names_map_with_nothing_left_over(
 
 def test_the_released_rgb_network_is_refused_as_a_flow_network(shared: Path) -> None:
     prefix = shared / "weights" / "rgb_scratch" / "model.ckpt"
-    with pytest.raises(CheckpointError, match=r"holds an rgb network \(3 input channels\), a flow one was asked for"):
+    with pytest.raises(CheckpointError, match="holds a network of rgb, one of flow was asked for"):
         load_i3d(prefix, "flow")
 
 
@@ -272,9 +273,9 @@ def test_a_runs_file_comes_back(tmp_path: Path, stream: Stream, padding: str) ->
     channels = STREAM_CHANNELS[stream]
     network = random_network(channels, temporal_padding=padding)
     path = tmp_path / "best.pt"
-    save_run(path, network, stream, CLASSES)
+    save_run(path, network, CLASSES)
     checkpoint = load_checkpoint(path)
-    assert (checkpoint.format, checkpoint.stream, checkpoint.num_classes) == ("run", stream, len(CLASSES))
+    assert (checkpoint.format, checkpoint.streams, checkpoint.num_classes) == ("run", (stream,), len(CLASSES))
     assert checkpoint.classes == tuple(CLASSES)
     assert checkpoint.temporal_padding == padding
     loaded = load_i3d(path, stream)
@@ -289,9 +290,9 @@ def test_a_runs_file_is_what_was_agreed(run_file: Path, own: I3D) -> None:
     weights = content.pop("model")
     assert content == {
         "format": "quo-vadis-run",
-        "format_version": 1,
+        "format_version": 2,
         "architecture": "i3d",
-        "stream": "rgb",
+        "streams": ["rgb"],
         "temporal_padding": "zero",
         "classes": CLASSES,
     }
@@ -300,7 +301,7 @@ def test_a_runs_file_is_what_was_agreed(run_file: Path, own: I3D) -> None:
 
 def test_writing_leaves_one_file_and_the_same_bytes_each_time(tmp_path: Path, own: I3D, run_file: Path) -> None:
     first = load_checkpoint(run_file).sha256
-    save_run(run_file, own, "rgb", CLASSES)
+    save_run(run_file, own, CLASSES)
     assert load_checkpoint(run_file).sha256 == first
     assert list(first) == ["run.pt"]
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
@@ -316,40 +317,47 @@ def test_a_failed_write_leaves_the_old_file_alone(
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_run(run_file, own, "rgb", None)
+        save_run(run_file, own, None)
     assert run_file.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
 @pytest.mark.parametrize(
-    ("stream", "classes", "message"),
+    ("classes", "message"),
     [
-        ("flow", CLASSES, "stream is 'flow', the network has 3 input channels"),
-        ("depth", CLASSES, "stream is 'depth'"),
-        ("rgb", CLASSES[:3], "3 classes, 3 of them different, for a network of 4"),
-        ("rgb", [*CLASSES[:3], "archery"], "4 classes, 3 of them different"),
+        (CLASSES[:3], "3 classes, 3 of them different, for a network of 4"),
+        ([*CLASSES[:3], "archery"], "4 classes, 3 of them different"),
     ],
 )
 def test_what_contradicts_the_network_is_not_written(
-    tmp_path: Path, own: I3D, stream: Any, classes: list[str], message: str
+    tmp_path: Path, own: I3D, classes: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        save_run(tmp_path / "run.pt", own, stream, classes)
+        save_run(tmp_path / "run.pt", own, classes)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "version 2; known is 'quo-vadis-run', version 1"),
+        ({"format_version": 1}, "version 1; known are quo-vadis-run and quo-vadis-network, version 2"),
         ({"format": "other"}, "has format 'other'"),
-        ({"architecture": "c3d"}, "architecture 'c3d', not 'i3d'"),
-        ({"stream": "flow"}, "says stream 'flow', its network is of 'rgb'"),
+        ({"architecture": "c4d"}, "architecture 'c4d', not one of"),
+        ({"architecture": ["i3d"]}, r"architecture \['i3d'\], not one of"),
+        ({"architecture": "c3d"}, r"\d+ missing: conv1a.conv.weight, "),
+        ({"streams": ["flow"]}, r"Conv3d_1a_7x7.conv.weight \[64, 3, 7, 7, 7\] instead of \[64, 2, 7, 7, 7\]"),
+        ({"streams": ["rgb", "flow"]}, "a network that does not exist: i3d takes one stream"),
+        ({"streams": ["depth"]}, r"a network that does not exist: streams \['depth'\]"),
+        ({"streams": "rgb"}, "a network that does not exist"),
         ({"temporal_padding": "reflect"}, "temporal padding 'reflect'"),
         ({"classes": CLASSES[:2]}, "names 2 classes, its network has 4"),
         ({"classes": [1, 2, 3, 4]}, "not a list of names"),
         ({"model": [1]}, "no state dict under 'model'"),
         ({"model": {}}, "230 missing: Conv3d_1a_7x7.conv.weight"),
+        (
+            {"architecture": "two-stream", "temporal_padding": "replicate"},
+            "a network that does not exist: temporal_pad",
+        ),
     ],
 )
 def test_a_contradictory_runs_file_is_refused(run_file: Path, change: dict[str, object], message: str) -> None:
@@ -388,6 +396,10 @@ OFFSET = "Mixed_3b.b0.bn.bias"
         ),
         (lambda s: s.update({STEM: torch.zeros(64, 1, 7, 7, 7)}), "takes 1 channels, neither 3"),
         (lambda s: s.update({STEM: torch.zeros(64)}), r"the first convolution has the shape \[64\]"),
+        (
+            lambda s: s.update({OFFSET.replace("bias", "weight"): torch.zeros(63)}),
+            r"bn.weight \[63\] instead of \[64\]",
+        ),
         (lambda s: s.pop(STEM), r"no known naming of I3D's weights; the first names are \['Conv3d_1a_7x7\.bn"),
         (lambda s: s.clear(), "no known naming"),
         (lambda s: s.update({3: torch.zeros(1)}), "names are not all text"),
@@ -407,11 +419,11 @@ def test_what_does_not_fit_is_named(
 
 def test_the_other_stream_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
-    save_run(path, random_network(2), "flow", None)
-    with pytest.raises(CheckpointError, match=r"holds a flow network \(2 input channels\), an rgb one was asked for"):
+    save_run(path, random_network(2), None)
+    with pytest.raises(CheckpointError, match="holds a network of flow, one of rgb was asked for"):
         load_i3d(path, "rgb")
     assert load_i3d(path).in_channels == 2
-    with pytest.raises(ValueError, match="no stream 'RGB'"):
+    with pytest.raises(ValueError, match=r"streams \('RGB',\) must be rgb, flow, or both"):
         load_i3d(path, "RGB")  # type: ignore[arg-type]
 
 

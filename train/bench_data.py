@@ -26,7 +26,7 @@ class LoaderSpeed:
         shares = ", ".join(f"{work} {100 * share:.0f} %" for work, share in self.shares.items())
         return (
             f"{self.clips / self.seconds:.1f} clips/s, {self.bytes_read / self.seconds / 1e6:.1f} MB/s read, "
-            f"of {self.seconds:.0f} s; of the loader's time: {shares}"
+            f"over {self.seconds:.0f} s; of the loader's time: {shares}"
         )
 
 

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import track
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from manifests.clip import printable
 from manifests.files import write_file
@@ -173,7 +174,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
             options |= laid.options
             if os.environ.get("RANK", "0") == "0":
                 click.echo(describe(recipe, laid))
-        start(Options(**options))
+        record(start)(Options(**options))  # torchrun repeats what went wrong at the end of its own words
     except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -212,7 +213,10 @@ def evaluate_command(
         streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes)
         console = Console(file=sys.stderr)
         found_by_clip = require_good(evaluate(samples, streams, crop, frames))
-        results = list(track(found_by_clip, "clips", total=len(samples), console=console, transient=True))
+        quiet = not console.is_terminal
+        results = list(
+            track(found_by_clip, "clips", total=len(samples), console=console, transient=True, disable=quiet)
+        )
         found = summary(results, samples, streams)
         if json_file is not None:
             write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -306,6 +310,7 @@ def report_command(runs: tuple[Path, ...], output: Path, clips: int) -> None:
         found = read_runs(runs)
         figures, left_out = clip_figures(found, clips) if clips else ([], [])
         write_page(found, output, figures, left_out)
+        click.echo(output)
     except (FormatError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
 

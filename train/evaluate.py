@@ -22,7 +22,7 @@ from model import (
 )
 from train.decode import CROP_PIXELS, network_input, network_inputs
 from train.loader import Bad, whole_clips
-from train.samplers import tested_windows
+from train.samplers import whole_clip_windows
 from train.stream import Inputs, Samples, streams_of
 
 TOP = 5
@@ -150,18 +150,18 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
 
 def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
     """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU."""
-    return {inputs: tested(pixels, network, streams.device) for inputs, network in streams.networks.items()}
+    return {inputs: network_logits(pixels, network, streams.device) for inputs, network in streams.networks.items()}
 
 
 @torch.inference_mode()
-def tested(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
+def network_logits(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
     """Logits of one clip, [classes] on the CPU: their mean over the windows that the network is tested on."""
     clip_frames = min(len(pixels[stream]) for stream in network.streams)
-    windows = tested_windows(network.architecture, network.streams, clip_frames)
+    windows = whole_clip_windows(network.architecture, network.streams, clip_frames)
     if isinstance(network, I3D):
         ((stream, numbers),) = windows[0].items()
         some = pixels[stream][list(numbers)]
-        pieces = (network_input(piece[None].to(device), stream) for piece in some.split(CHUNK_FRAMES))
+        pieces = (network_input(piece[None].to(device), stream) for piece in torch.split(some, CHUNK_FRAMES))
         return chunked_logits(network, pieces, len(some))[0].float().cpu()
     logits = [
         network(*network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device))[0]

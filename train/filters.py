@@ -34,7 +34,7 @@ def filters_command(checkpoint: Path, output: Path) -> None:
         network = load_checkpoint(checkpoint).network()
         if not isinstance(network, I3D):
             raise CheckpointError(f"{checkpoint}: holds the architecture {network.architecture}; want i3d")
-        picture = filters_picture(network.get_submodule(I3D.ENDPOINTS[0]).conv.weight.detach().numpy())
+        picture = filters_picture(network.state_dict()["Conv3d_1a_7x7.conv.weight"].numpy())
         ok, encoded = cv2.imencode(".png", picture[..., ::-1])
         if not ok:
             raise RuntimeError(f"cannot encode a picture of {picture.shape} as PNG")

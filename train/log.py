@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -64,7 +65,7 @@ class Log:
         waiting = values["waiting_seconds"] / values["seconds"]
         rate = self._batch_size / values["seconds"]
         loss = f"{values['loss']:.3f}" if "loss" in values else "of no sample"
-        words = f"loss {loss}  lr {values['lr']:.2g}  {rate:.1f} clips/s  waiting {waiting:.0%}"
+        words = f"loss {loss}  lr {values['lr']:.3g}  {rate:.1f} clips/s  waiting {waiting:.0%}"
         self._progress.update(self._task, completed=step, words=words)
         if time.monotonic() - self._said >= PLAIN_SECONDS or step == self._steps:
             self._plain(step, words)
@@ -95,7 +96,7 @@ class Log:
             return
         if step is not None and step > self._first_step:
             left = (self._said - self._started) / (step - self._first_step) * (self._steps - step)
-            words = f"step {step}/{self._steps}  {words}  {left:.0f} s left"
+            words = f"step {step}/{self._steps}  {words}  {timedelta(seconds=round(left))} left"
         self.say(words)
 
     def _write(self, step: int, values: dict[str, float], group: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from manifests.clip import printable
 from manifests.files import write_file
@@ -49,7 +49,7 @@ class Run:
         batch_size: clips a step.
         steps: that it was asked for.
         config: content of `config.json`.
-        settings: all of that by dotted names, as words.
+        settings: all of that by dotted names, as printable words.
         lines: of `metrics.jsonl`; their steps, and those of `VALUES` that they have, are numbers that can be drawn.
         quarantined: the first samples that were left out, their words printable and cut.
         bad: how many there are.
@@ -170,11 +170,15 @@ def _settings(runs: Sequence[Run]) -> str:
     most = SETTINGS_CELLS // len(runs)
     found = "<h2>What differs</h2>" if len(runs) > 1 else ""
     if len(runs) > 1:
-        rows = ((_name(name), *values[name]) for name in differ[:most])
+        rows = ((_name(name), *map(_cut, values[name])) for name in differ[:most])
         found += table(("", *(run.name for run in runs)), rows) + _more(len(differ) - most)
-    common = table(("", "In all runs"), ((_name(name), values[name][0]) for name in same[:most]))
+    common = table(("", "In all runs"), ((_name(name), _cut(values[name][0])) for name in same[:most]))
     words = f"{len(same):,} settings are the same in all runs" if len(runs) > 1 else f"{len(same):,} settings"
     return f"{found}<details><summary>{words}</summary>{common}{_more(len(same) - most)}</details>"
+
+
+def _cut(words: str) -> str:
+    return words[:CHARACTERS] + "…" if len(words) > CHARACTERS else words
 
 
 def _quarantine(runs: Sequence[Run]) -> str:
@@ -202,7 +206,7 @@ def _read_run(folder: Path, name: str) -> Run:
     config = _read_config(folder)
     settings: Mapping[str, Any] = config["configuration"]
     try:
-        words = {printable(key)[:CHARACTERS]: value for key, value in _words(config)}
+        words = dict(_words(config))
         metrics = folder / "metrics.jsonl"
         lines = read_metrics(metrics) if metrics.exists() else []
     except RecursionError as error:
@@ -220,7 +224,7 @@ def _read_run(folder: Path, name: str) -> Run:
     quarantined = [Bad(*(printable(words[:MESSAGE_CHARACTERS]) for words in sample)) for sample in named]
     assert isinstance(batch_size, int)
     assert isinstance(steps, int)
-    return Run(name, folder, stream, batch_size, steps, config, words, lines, quarantined, bad)
+    return Run(name, folder, cast(Inputs, stream), batch_size, steps, config, words, lines, quarantined, bad)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -246,8 +250,7 @@ def _words(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _words(inner, f"{name}.{key}" if name else key)
     else:
-        words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield name, printable(words[:CHARACTERS]) + ("…" if len(words) > CHARACTERS else "")
+        yield printable(name), printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _check_line(line: dict[str, Any], file: Path) -> None:

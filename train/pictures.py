@@ -117,7 +117,9 @@ def _answers(run: Run, samples: Samples, chosen: Sequence[Sample]) -> dict[str, 
     streams = load_streams({run.stream: best}, samples.classes)
     found = {}
     console = Console(stderr=True)
-    for sample in track(chosen, f"clips by {run.name}", console=console, transient=True):
+    for sample in track(
+        chosen, f"clips by {run.name}", console=console, transient=True, disable=not console.is_terminal
+    ):
         members = sample.read(tuple(MEMBER_OF[stream] for stream in streams.seen))
         clips = {s: whole_clip(members[MEMBER_OF[s]], s, crop) for s in streams.seen}
         logits = clip_logits({s: torch.from_numpy(clip) for s, clip in clips.items()}, streams)

@@ -18,7 +18,7 @@ from manifests.sample import FRAME_RATE, MINIMUM_FRAMES, RGB, RgbCoding
 from model import I3D, LOGITS, Stream, chunked_endpoints, step_frames
 from pipeline.video import encode_rgb, flow_coding, flow_of
 from train.decode import CROP_PIXELS, clip_pictures, network_input, whole_clip
-from train.evaluate import CHUNK_FRAMES, Streams, sum_of_streams, tested, top_classes
+from train.evaluate import CHUNK_FRAMES, Streams, network_logits, sum_of_streams, top_classes
 
 MAXIMUM_SECONDS = 6 * 3600.0
 
@@ -97,7 +97,7 @@ def predict(
                 features[stream] = Features(values.numpy(), start_seconds + (frames + offset) / FRAME_RATE)
         else:
             pixels = {s: torch.from_numpy(whole_clip(stored[s].content, s, crop)) for s in network.streams}
-            logits[inputs] = tested(pixels, network, streams.device)
+            logits[inputs] = network_logits(pixels, network, streams.device)
     return Prediction(stored["rgb"].pictures, top_classes(sum_of_streams(logits), streams.classes, top), features)
 
 
@@ -165,4 +165,4 @@ def write_features(path: Path, features: Mapping[Stream, Features], endpoint: st
     for stream, found in features.items():
         arrays |= {f"{stream}_features": found.values, f"{stream}_seconds": found.seconds}
     with complete_file(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)

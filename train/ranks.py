@@ -79,19 +79,26 @@ class Ranks:
         return message[0][0]
 
 
-@contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the others that torchrun has started, on NCCL where each has a GPU and on gloo elsewhere."""
+def this_rank() -> Ranks:
+    """This process as torchrun has started it, or the only one; `joined` is to come before it speaks with others."""
     gpu = torch.cuda.is_available()
     if "LOCAL_RANK" not in os.environ:
-        yield Ranks(torch.device("cuda" if gpu else "cpu"))
-        return
+        return Ranks(torch.device("cuda" if gpu else "cpu"))
     rank, count, local, node = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    device = torch.device(f"cuda:{local}" if gpu else "cpu")
+    return Ranks(torch.device(f"cuda:{local}" if gpu else "cpu"), rank, count, node)
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[None]:
+    """Join the others that torchrun has started, on NCCL where each has a GPU and on gloo elsewhere."""
+    if "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    gpu = ranks.device.type == "cuda"
     if gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=count)
+        torch.cuda.set_device(ranks.device)
+    dist.init_process_group("nccl" if gpu else "gloo", rank=ranks.rank, world_size=ranks.count)
     try:
-        yield Ranks(device, rank, count, node)
+        yield
     finally:
         dist.destroy_process_group()

@@ -64,7 +64,8 @@ def lay_recipe(name: RecipeName, typed: Mapping[str, Any], devices: int = 1) -> 
         raise ValueError(f"--recipe {name!r} is none of {', '.join(RECIPES)}")
     model: Architecture = typed.get("model", "i3d")
     if name.startswith("released-") and (model != "i3d" or name != f"released-{typed['stream']}"):
-        raise ValueError(f"--recipe {name} is not for --model {model} --stream {typed['stream']}")
+        other = f": released-{typed['stream']} is" if model == "i3d" and typed["stream"] != "both" else ""
+        raise ValueError(f"--recipe {name} is not for --model {model} --stream {typed['stream']}{other}")
     if name == "finetune" and typed.get("init") is None:
         raise ValueError("--recipe finetune begins with a network that was trained on Kinetics: name it with --init")
     theirs = {option: value for option, value in typed.items() if value is not None}

@@ -79,7 +79,7 @@ class RandomWindow:
         return self.window.at(start, clip_frames)
 
 
-def tested_windows(architecture: Architecture, streams: Sequence[Stream], clip_frames: int) -> list[Pictures]:
+def whole_clip_windows(architecture: Architecture, streams: Sequence[Stream], clip_frames: int) -> list[Pictures]:
     """The windows whose predictions are averaged in a test on a whole clip.
 
     I3D sees the clip at once, and ConvNet+LSTM every fifth of its pictures, 50 of 10 seconds. The others see it window

@@ -11,7 +11,7 @@ import torch
 
 from manifests.lease import lease
 from manifests.sample import FormatError, differences
-from model import Architecture, Checkpoint, load_checkpoint
+from model import Architecture, Checkpoint, Stream, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
 from train.decode import C3D_SIDE
@@ -19,7 +19,7 @@ from train.loader import naming_dead_workers, training_batches
 from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
-from train.ranks import Ranks, joined_ranks
+from train.ranks import Ranks, joined, this_rank
 from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.samplers import window_of
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
@@ -84,8 +84,9 @@ def start(options: Options) -> None:
         OSError: a file that cannot be read or written.
     """
     _check(options)
-    with joined_ranks() as ranks, naming_dead_workers(), ExitStack() as held:
-        task, initial = ranks.all_or_none(lambda: _task(options, ranks))
+    ranks = this_rank()
+    task, initial = _task(options, ranks)  # before ranks wait for each other: most of what is wrong is seen by all
+    with joined(ranks), naming_dead_workers(), ExitStack() as held:
         if options.bench_data:
             print(_speed_of_loading(task))
             return
@@ -96,7 +97,21 @@ def start(options: Options) -> None:
             held.enter_context(lease(task.folder))
             return open_run(task.folder, task.configuration, task.session, options.resume == "auto")
 
-        train(task, initial, ranks.from_first(claim))
+        newest = ranks.from_first(claim)
+        if ranks.first:
+            print(_said_at_the_start(task, newest), file=sys.stderr)
+        train(task, initial, newest)
+
+
+def _said_at_the_start(task: Task, newest: Path | None) -> str:
+    configuration, session = task.configuration, task.session
+    epochs = session.steps * configuration.batch_size / len(task.samples)
+    begins = f"goes on from {newest}" if newest else "begins"
+    return (
+        f"{configuration.model}, {configuration.stream}, {begins}: {len(task.samples)} clips, {session.steps} steps of "
+        f"{configuration.batch_size} ({epochs:.3g} epochs); {task.ranks.count} x {task.ranks.device.type}, "
+        f"{configuration.precision}, {session.workers} workers each"
+    )
 
 
 def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
@@ -187,7 +202,7 @@ def _configuration(
     """What the run computes."""
     rate = options.lr if options.lr is not None else rate_of_batch(options.batch_size)
     length = schedule_steps(options.schedule, _steps(options, samples))
-    released = "flow" if options.stream == "flow" else "rgb"
+    released: Stream = "flow" if options.stream == "flow" else "rgb"
     return Configuration(
         model=options.model,
         stream=options.stream,
@@ -243,7 +258,8 @@ def _validation(options: Options, folder: Path, samples: Samples, cache: Cache |
     if options.val_shards is None:
         return None
     shards = pinned(folder, options.val_shards, "validation") if options.resume == "auto" else options.val_shards
-    validation = trainable_samples(open_samples(shards, options.val_split, cache), streams_of(options.stream))
+    opened = open_samples(shards, options.val_split, cache)
+    validation = trainable_samples(opened, streams_of(options.stream), "--val-split")
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
     if "flow" in streams_of(options.stream):

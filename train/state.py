@@ -17,6 +17,8 @@ from model import (
     Network,
     Stream,
     build,
+    channels_last,
+    head_names,
     load_training,
     save_run,
     synchronise_batch_norm,
@@ -114,11 +116,10 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
         temporal_padding=configuration.temporal_padding,
     )
     if initial is not None:
-        weights = initial.state_dict
-        if not keeps_head(initial, task.classes):
-            weights = {**weights, **{f"Logits.{name}": tensor for name, tensor in network.Logits.state_dict().items()}}
-        network.load_state_dict(weights)
-    network = network.to(task.ranks.device).to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+        kept = keeps_head(initial, task.classes)
+        fresh = [] if kept else head_names(network.architecture, network.streams)
+        network.load_state_dict(initial.state_dict | {name: network.state_dict()[name] for name in fresh})
+    network = channels_last(network.to(task.ranks.device)).train()
     if configuration.sync_bn and task.ranks.count > 1:
         synchronise_batch_norm(network)
     optimizer = torch.optim.SGD(

@@ -161,7 +161,7 @@ def streams_of(inputs: Inputs) -> tuple[Stream, ...]:
     return ("rgb", "flow") if inputs == "both" else (inputs,)
 
 
-def trainable_samples(samples: Samples, streams: Sequence[Stream]) -> Samples:
+def trainable_samples(samples: Samples, streams: Sequence[Stream], option: str = "--split") -> Samples:
     """Those samples that have a label.
 
     Raises:
@@ -171,9 +171,11 @@ def trainable_samples(samples: Samples, streams: Sequence[Stream]) -> Samples:
     first = samples[0].shard.name
     if len(samples.splits) > 1:
         there = ", ".join(sorted(split or "(none)" for split in samples.splits))
-        raise FormatError(f"{first.rpartition('/')[0]}: samples of several splits ({there}): choose one with --split")
+        raise FormatError(f"samples of several splits ({there}): choose one with {option}")
     if samples.classes is None:
-        raise FormatError(f"{first}: a tar does not hold its own class list: name the dataset's folder")
+        raise FormatError(
+            f"{first}: no tar has a sample of some class, whose name is unknown so: name the dataset's folder"
+        )
     if "flow" in streams:
         samples.require_one_flow()
     has_label = samples.records["class_index"] != NO_CLASS
@@ -363,8 +365,8 @@ def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     files = tuple(tar.shard for tar in tars)
     records, shard_of = table.in_order()
-    classes = _published(class_lists.pop()[1])
-    return Samples(records, shard_of, files, classes, None, _unique(splits), tuple(flows), cache)
+    samples = Samples(records, shard_of, files, None, None, _unique(splits), tuple(flows), cache)
+    return replace(samples, classes=_class_list(*class_lists.pop(), samples))
 
 
 def _of_split(tar: IndexedTar, split: str) -> np.ndarray:
@@ -382,9 +384,21 @@ def _unique(splits: Iterable[str | None]) -> tuple[str | None, ...]:
     return tuple(dict.fromkeys(splits))
 
 
-def _published(sha256: str) -> ClassList | None:
-    """The published class list with that hash; a tar alone does not carry its labels."""
-    return next((classes for classes in map(published_classes, PUBLISHED) if classes.sha256 == sha256), None)
+def _class_list(name: str, sha256: str, samples: Samples) -> ClassList | None:
+    """The class list with that hash: a published one, or that of the samples' labels; None where some are lacking."""
+    for published in map(published_classes, PUBLISHED):
+        if published.sha256 == sha256:
+            return published
+    indices, first = np.unique(samples.records["class_index"], return_index=True)
+    numbers = first[indices != NO_CLASS]
+    if indices[indices != NO_CLASS].tolist() != list(range(len(numbers))) or not len(numbers):
+        return None
+    labels = (str(read_json(samples[int(number)].read((METADATA,)))["label"]) for number in numbers)
+    try:
+        found = ClassList(name, tuple(labels))
+    except ValueError:
+        return None
+    return found if found.sha256 == sha256 else None
 
 
 def read_json(members: dict[str, bytes]) -> dict[str, Any]:

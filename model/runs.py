@@ -1,0 +1,181 @@
+"""This project's own files: those of training runs, and networks alone as safetensors."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+
+from model.build import Network, build
+from model.checkpoint import Checkpoint, check_shapes, finite, head_names, plain_tensors, weight_shapes
+from model.checkpoint_names import Format, require_names
+from model.i3d import I3D
+from model.layers import STREAM_CHANNELS, Architecture, Stream, TemporalPadding
+from model.tensor_files import named_in_errors, read_tensor_file, sha256_of, write_safetensors, write_torch
+from model.tensorflow_checkpoint import CheckpointError
+
+_VERSION = 2
+_KINDS: dict[str, Format] = {"quo-vadis-run": "run", "quo-vadis-network": "safetensors"}
+_ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+_PADDINGS: tuple[TemporalPadding, ...] = get_args(TemporalPadding)
+
+Name = TypeVar("Name", bound=str)
+
+
+def save_run(
+    path: str | os.PathLike[str],
+    network: Network,
+    classes: Sequence[str] | None,
+    training: Mapping[str, object] | None = None,
+) -> None:
+    """Writes a trained network to a file that `load_checkpoint` reads back.
+
+    The file appears under its name only once it is complete and on disk. Equal weights give equal bytes.
+
+    Args:
+        path: the file to write; replaced if it is there.
+        network: not wrapped for parallel training.
+        classes: the classes' names in the order of the logits, or None if they have none.
+        training: what a trainer needs to go on from here, tensors and plain values; `load_training` gives it back.
+
+    Raises:
+        ValueError: if the classes contradict the network.
+        OSError: if the file cannot be written; nothing is left behind.
+    """
+    if classes is not None and (len(classes) != network.num_classes or len(set(classes)) != len(classes)):
+        raise ValueError(
+            f"{len(classes)} classes, {len(set(classes))} of them different, for a network of {network.num_classes}"
+        )
+    padding: TemporalPadding = network.temporal_padding if isinstance(network, I3D) else "zero"
+    content: dict[str, object] = {
+        **_header("quo-vadis-run", network.architecture, network.streams, classes, padding),
+        # Copies, because torch saves the whole memory that a tensor is a part of.
+        "model": {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()},
+    }
+    if training is not None:
+        content["training"] = dict(training)
+    write_torch(Path(path), content)
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Writes a network as safetensors: its weights under our names, and what `load_checkpoint` needs as metadata.
+
+    The file appears under its name only once it is complete and on disk. Equal weights give equal bytes.
+
+    Args:
+        path: the file to write; replaced if it is there.
+        checkpoint: the network; where it comes from is not kept.
+
+    Raises:
+        OSError: if the file cannot be written; nothing is left behind.
+    """
+    header = _header(
+        "quo-vadis-network",
+        checkpoint.architecture,
+        checkpoint.streams,
+        checkpoint.classes,
+        checkpoint.temporal_padding,
+    )
+    write_safetensors(Path(path), checkpoint.state_dict, header)
+
+
+def load_training(path: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
+    """Reads a run's file with the state of its training.
+
+    Returns:
+        The network, and what `save_run` was given as `training`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; if the file is no run's or has no such state.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    with named_in_errors(path):
+        content = read_tensor_file(path)
+        training = content.get("training")
+        if "format" not in content or not isinstance(training, dict):
+            raise CheckpointError("not the state of a training")
+        return own_checkpoint(path, content), training
+
+
+def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
+    """The network in what `read_tensor_file` found in a file of ours.
+
+    Raises:
+        CheckpointError: if it is of another version or contradicts itself.
+    """
+    format, version = _one_of(_KINDS, content.get("format")), content.get("format_version")
+    if format is None or version != _VERSION:
+        raise CheckpointError(
+            f"has format {content.get('format')!r}, version {version!r}; "
+            f"known are {' and '.join(_KINDS)}, version {_VERSION}"
+        )
+    architecture, streams, padding = _kind_of_network(content)
+    model = content.get("model")
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
+        raise CheckpointError("holds no state dict under 'model'")
+    names = {name: name for name in weight_shapes(architecture, streams, 1)}
+    require_names(model, names)
+    tensors = plain_tensors(names, model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    head = shapes[head_names(architecture, streams)[0]]
+    num_classes = max(head[0], 1) if head else 1
+    check_shapes(names, shapes, weight_shapes(architecture, streams, num_classes))
+    classes = _classes(content.get("classes"), num_classes)
+    return Checkpoint(
+        finite(tensors), architecture, streams, num_classes, _KINDS[format], sha256_of([file]), classes, padding
+    )
+
+
+def _kind_of_network(content: Mapping[Any, object]) -> tuple[Architecture, tuple[Stream, ...], TemporalPadding]:
+    architecture = _one_of(_ARCHITECTURES, content.get("architecture"))
+    if architecture is None:
+        raise CheckpointError(f"has the architecture {content.get('architecture')!r}, not one of {_ARCHITECTURES}")
+    padding = _one_of(_PADDINGS, content.get("temporal_padding"))
+    if padding is None:
+        raise CheckpointError(f"has the temporal padding {content.get('temporal_padding')!r}")
+    listed = content.get("streams")
+    streams = tuple(_one_of(STREAM_CHANNELS, name) for name in listed) if isinstance(listed, list) else ()
+    known = tuple(stream for stream in streams if stream is not None)
+    try:
+        if len(known) != len(streams):
+            raise ValueError(f"streams {listed!r}")
+        with torch.device("meta"):
+            build(architecture, known, 1, temporal_padding=padding)
+    except ValueError as error:
+        raise CheckpointError(f"names a network that does not exist: {error}") from error
+    return architecture, known, padding
+
+
+def _one_of(known: Iterable[Name], value: object) -> Name | None:
+    """The known name that a value from a file is, if it is one."""
+    return next((name for name in known if name == value), None)
+
+
+def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError("its classes are not a list of names")
+    if len(names) != num_classes:
+        raise CheckpointError(f"names {len(names)} classes, its network has {num_classes}")
+    return tuple(names)
+
+
+def _header(
+    kind: str,
+    architecture: Architecture,
+    streams: Sequence[Stream],
+    classes: Sequence[str] | None,
+    temporal_padding: TemporalPadding,
+) -> dict[str, object]:
+    return {
+        "format": kind,
+        "format_version": _VERSION,
+        "architecture": architecture,
+        "streams": list(streams),
+        "temporal_padding": temporal_padding,
+        "classes": None if classes is None else list(classes),
+    }
