@@ -107,9 +107,11 @@ def _recomputed(layer: nn.Module, x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _unchanged_statistics(layer)
 
-    # No layer draws random numbers. A compiler makes the second pass of the first, which changes statistics once.
-    options = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
-    y: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, **options)
+    # No layer draws random numbers, so their state need not be kept.
+    if torch.compiler.is_compiling():  # a compiler makes the second pass out of the first: statistics change once
+        y: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+    else:
+        y = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return y
 
 

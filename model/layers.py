@@ -351,11 +351,11 @@ class MaxPool(nn.Module):
             # A maximum over a box is one over time of those over pictures. torch's max-pooling in two dimensions is
             # many times as fast as that in three, and where channels are last in memory both are views of this tensor.
             pictures = _max_pool_2d(pixels.flatten(0, 1), self.kernel_size[1:], self.stride[1:])  # [B · T, H', W', C]
-            pixels = pictures.unflatten(0, pixels.shape[:2])
+            pixels = pictures.reshape(*pixels.shape[:2], *pictures.shape[1:])
             if self.kernel_size[0] > 1:
                 rows = pixels.flatten(2, 3)  # [B, T, H' · W', C]
                 rows = _max_pool_2d(rows, (self.kernel_size[0], 1), (self.stride[0], 1))
-                pixels = rows.unflatten(2, pictures.shape[1:3])
+                pixels = rows.reshape(*rows.shape[:2], *pictures.shape[1:])
         else:
             pixels = _max_pool_2d(pixels, self.kernel_size, self.stride)
         return pixels.movedim(-1, 1)
