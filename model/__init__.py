@@ -34,7 +34,7 @@ from model.layers import (
     synchronise_batch_norm,
 )
 from model.lstm import ConvNetLSTM
-from model.runs import load_training, save_checkpoint, save_run
+from model.runs import load_training, save_run, save_safetensors
 from model.tensorflow_checkpoint import CheckpointError, list_variables, read_checkpoint
 from model.two_stream import TwoStream
 from model.weights import identify_released, load_checkpoint, load_i3d, load_inception_v1
@@ -80,8 +80,8 @@ __all__ = [
     "match_names",
     "read_checkpoint",
     "recompute_activations",
-    "save_checkpoint",
     "save_run",
+    "save_safetensors",
     "step_frames",
     "synchronise_batch_norm",
 ]

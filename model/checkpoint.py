@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.build import Network, build
 from model.checkpoint_names import Format, refuse
-from model.layers import Architecture, Stream, TemporalPadding
+from model.layers import Architecture, Stream, TemporalPadding, initialise
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,17 @@ class Checkpoint:
         Raises:
             ValueError: if there is no class.
         """
-        fresh = build(self.architecture, self.streams, num_classes).state_dict()
-        head = {name: fresh[name] for name in head_names(self.architecture, self.streams)}
-        return replace(self, state_dict={**self.state_dict, **head}, num_classes=num_classes, classes=None)
+        with torch.device("meta"):  # only the head needs memory and random numbers
+            network = build(self.architecture, self.streams, num_classes)
+        fresh = {}
+        for name in head_names(self.architecture, self.streams):
+            layer_name, _, tensor = name.rpartition(".")
+            layer = network.get_submodule(layer_name)
+            assert isinstance(layer, (nn.Linear, nn.Conv3d))
+            if tensor == "weight":
+                initialise(layer.to_empty(device="cpu"))
+            fresh[name] = layer.get_parameter(tensor).detach()
+        return replace(self, state_dict={**self.state_dict, **fresh}, num_classes=num_classes, classes=None)
 
 
 def head_names(architecture: Architecture, streams: Sequence[Stream]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
+from torch import Tensor
 
 from model.build import Network, build
 from model.checkpoint import Checkpoint, check_shapes, finite, head_names, plain_tensors, weight_shapes
@@ -43,41 +44,27 @@ def save_run(
         ValueError: if the classes contradict the network.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    if classes is not None and (len(classes) != network.num_classes or len(set(classes)) != len(classes)):
-        raise ValueError(
-            f"{len(classes)} classes, {len(set(classes))} of them different, for a network of {network.num_classes}"
-        )
-    padding: TemporalPadding = network.temporal_padding if isinstance(network, I3D) else "zero"
-    content: dict[str, object] = {
-        **_header("quo-vadis-run", network.architecture, network.streams, classes, padding),
-        # Copies, because torch saves the whole memory that a tensor is a part of.
-        "model": {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()},
-    }
+    content = {**_header("quo-vadis-run", network, classes), "model": _weights(network)}
     if training is not None:
         content["training"] = dict(training)
     write_torch(Path(path), content)
 
 
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Writes a network as safetensors: its weights under our names, and what `load_checkpoint` needs as metadata.
+def save_safetensors(path: str | os.PathLike[str], network: Network, classes: Sequence[str] | None) -> None:
+    """Writes a network as safetensors: its weights, and as metadata what else `load_checkpoint` needs.
 
     The file appears under its name only once it is complete and on disk. Equal weights give equal bytes.
 
     Args:
         path: the file to write; replaced if it is there.
-        checkpoint: the network; where it comes from is not kept.
+        network: not wrapped for parallel training.
+        classes: the classes' names in the order of the logits, or None if they have none.
 
     Raises:
+        ValueError: if the classes contradict the network.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    header = _header(
-        "quo-vadis-network",
-        checkpoint.architecture,
-        checkpoint.streams,
-        checkpoint.classes,
-        checkpoint.temporal_padding,
-    )
-    write_safetensors(Path(path), checkpoint.state_dict, header)
+    write_safetensors(Path(path), _weights(network), _header("quo-vadis-network", network, classes))
 
 
 def load_training(path: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
@@ -164,18 +151,21 @@ def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _header(
-    kind: str,
-    architecture: Architecture,
-    streams: Sequence[Stream],
-    classes: Sequence[str] | None,
-    temporal_padding: TemporalPadding,
-) -> dict[str, object]:
+def _header(kind: str, network: Network, classes: Sequence[str] | None) -> dict[str, object]:
+    if classes is not None and (len(classes) != network.num_classes or len(set(classes)) != len(classes)):
+        raise ValueError(
+            f"{len(classes)} classes, {len(set(classes))} of them different, for a network of {network.num_classes}"
+        )
     return {
         "format": kind,
         "format_version": _VERSION,
-        "architecture": architecture,
-        "streams": list(streams),
-        "temporal_padding": temporal_padding,
+        "architecture": network.architecture,
+        "streams": list(network.streams),
+        "temporal_padding": network.temporal_padding if isinstance(network, I3D) else "zero",
         "classes": None if classes is None else list(classes),
     }
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
+    """Copies, because torch saves the whole memory that a tensor is a part of."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,15 +32,20 @@ def read_tensor_file(file: Path) -> dict[Any, Any]:
     "model". Tensors are in main memory and share it with no file.
 
     Raises:
-        CheckpointError: if the file is damaged, of neither kind, or wants to run code.
-        OSError: if it cannot be read.
+        CheckpointError: if the file cannot be read, is damaged or of neither kind, or wants to run code.
     """
-    with file.open("rb") as stream:
-        beginning = stream.read(9)
+    try:
+        with file.open("rb") as stream:
+            beginning = stream.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}") from error
     if file.suffix == ".safetensors" or beginning[8:] == b"{":
         return _read_safetensors(file, int.from_bytes(beginning[:8], "little"))
     try:
+        _refuse_expansion(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise CheckpointError(
             f"not a file of plain tensors as torch.save writes them, or damaged ({type(error).__name__})"
@@ -47,6 +53,15 @@ def read_tensor_file(file: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def _refuse_expansion(file: Path) -> None:
+    """torch.save compresses nothing, but torch.load would unpack a small file into a thousand times its size."""
+    if zipfile.is_zipfile(file):  # else it is of the older form, or of none
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > file.stat().st_size:
+            raise CheckpointError(f"unpacks into {unpacked} bytes, the file has {file.stat().st_size}")
 
 
 def _read_safetensors(file: Path, header_bytes: int) -> dict[Any, Any]:

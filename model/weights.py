@@ -39,7 +39,7 @@ def load_checkpoint(path: str | os.PathLike[str], streams: Sequence[Stream] | No
       before each name, by torch.save or as safetensors. Their batch normalisation has a scale, which is folded into the
       convolution before it: exact, in this network too. (Both ports' released files are conversions of DeepMind's, so
       epsilon is DeepMind's, 1e-3.)
-    - "run": what `save_run` wrote; "safetensors": what `save_checkpoint` wrote.
+    - "run": what `save_run` wrote; "safetensors": what `save_safetensors` wrote.
 
     Args:
         path: the file or the prefix.

@@ -16,9 +16,12 @@ from model import (
     STREAM_CHANNELS,
     CheckpointError,
     Stream,
+    identify_released,
     list_variables,
     load_checkpoint,
     load_i3d,
+    load_inception_v1,
+    load_training,
     match_names,
     save_run,
 )
@@ -235,7 +238,9 @@ def test_half_precision_is_widened(tmp_path: Path, ported: I3D) -> None:
 def test_released_names_map_with_nothing_left_over(
     shared: Path, folder: str, stream: Stream, classes: int, variables: int
 ) -> None:
-    listed = list_variables(shared / "weights" / folder / "model.ckpt.index")
+    index = shared / "weights" / folder / "model.ckpt.index"
+    assert identify_released(index) == (stream, classes)
+    listed = list_variables(index)
     assert len(listed) == variables
     names = match_names(listed, "tensorflow")
     with torch.device("meta"):
@@ -440,17 +445,35 @@ class Marks:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("read", [load_checkpoint, load_training, load_inception_v1])
 @pytest.mark.parametrize(
     "save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
 )
-def test_code_in_a_file_is_not_run(tmp_path: Path, save: Callable[[object, Path], object]) -> None:
+def test_code_in_a_file_is_not_run(
+    tmp_path: Path, save: Callable[[object, Path], object], read: Callable[[Path], object]
+) -> None:
     path, mark = tmp_path / "hostile.pt", tmp_path / "executed"
     save({"state_dict": Marks(mark)}, path)
     with pytest.raises(CheckpointError, match=r"hostile\.pt: not a file of plain tensors"):
-        load_checkpoint(path)
+        read(path)
     assert not mark.exists()
     pickle.loads(pickle.dumps(Marks(mark)))
     assert mark.exists()  # so the file would have done it
+
+
+@pytest.mark.parametrize("form", ["compressed", "named twice"])
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, form: str) -> None:
+    torch.save({"Conv3d_1a_7x7.conv3d.weight": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(bomb, "w") as archive:
+        for entry in plain.infolist():
+            compression = zipfile.ZIP_DEFLATED if form == "compressed" else zipfile.ZIP_STORED
+            archive.writestr(entry.filename, plain.read(entry), compression)
+        if form == "named twice":
+            archive.filelist += [entry for entry in archive.filelist if entry.filename.endswith("data/0")] * 9
+    assert torch.load(bomb, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"bomb\.pt: unpacks into \d+ bytes, the file has \d+"):
+        load_checkpoint(bomb)
 
 
 def test_a_damaged_file_is_refused(run_file: Path) -> None:

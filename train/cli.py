@@ -174,7 +174,9 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
             options |= laid.options
             if os.environ.get("RANK", "0") == "0":
                 click.echo(describe(recipe, laid))
-        record(start)(Options(**options))  # torchrun repeats what went wrong at the end of its own words
+        # torchrun repeats what went wrong at the end of its own words.
+        begin = record(start) if "TORCHELASTIC_RUN_ID" in os.environ else start
+        begin(Options(**options))
     except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
         raise click.ClickException(str(error)) from error
 
