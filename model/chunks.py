@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from model.i3d import AVERAGE_POOL, I3D, MINIMUM_FRAMES
-from model.layers import MaxPool, same_padding
+from model.inception import MINIMUM_SIDE
+from model.layers import MaxPool, check_input, check_range, same_padding
 
 LOGITS = "Logits"  # behind the last endpoint: the logits of each time step
 ENDPOINTS = (*I3D.ENDPOINTS, LOGITS)
@@ -39,16 +40,21 @@ def chunked_endpoints(
             9, pieces of different sizes, or one that the network does not take.
     """
     unknown = [name for name in names if name not in ENDPOINTS]
-    if unknown:
-        raise ValueError(f"no endpoint {unknown[0]!r}; there are {', '.join(ENDPOINTS)}")
+    if unknown or not names:
+        asked = repr(unknown[0]) if unknown else "is asked for: none"
+        raise ValueError(f"no endpoint {asked}; there are {', '.join(ENDPOINTS)}")
     if network.training:
         raise ValueError("the network is in training mode, in which batch normalisation sees what lies together")
     if frames < MINIMUM_FRAMES:
         raise ValueError(f"a video of {frames} frames, I3D needs at least {MINIMUM_FRAMES}")
     layers = _layers(network, frames, names)
-    seen = 0
+    seen, shape = 0, None
     for piece in pieces:
-        network.check_input(piece, minimum_frames=1)
+        check_input(piece, network.streams[0], "I3D", minimum_side=MINIMUM_SIDE)
+        check_range(piece)  # whether it is in [0, 1] instead cannot be told of a piece
+        shape = shape or piece.shape
+        if (piece.shape[0], *piece.shape[3:]) != (shape[0], *shape[3:]):
+            raise ValueError(f"a piece of shape {list(piece.shape)} after {list(shape)}: only T may change")
         seen += piece.shape[2]
         if seen > frames:
             raise ValueError(f"the video has at least {seen} frames, {frames} were announced")

@@ -124,20 +124,15 @@ class I3D(Inception):
         """
         if name not in self.ENDPOINTS:
             raise ValueError(f"no endpoint {name!r}; there are {', '.join(self.ENDPOINTS)}")
-        self.check_input(x)
+        self._check_input(x)
         return self._through(x, self.ENDPOINTS[: self.ENDPOINTS.index(name) + 1])
 
-    def check_input(self, x: Tensor, minimum_frames: int = MINIMUM_FRAMES) -> None:
-        """Refuse what the network does not take; `minimum_frames` is less for a piece of a video.
-
-        Raises:
-            ValueError: as `forward`.
-        """
+    def _check_input(self, x: Tensor) -> None:
         check_input(
             x,
             self.streams[0],
             "I3D",
-            minimum_frames=minimum_frames,
+            minimum_frames=MINIMUM_FRAMES,
             minimum_side=MINIMUM_SIDE,
             check_values=not self.training,
         )

@@ -97,10 +97,15 @@ def recompute_activations(network: nn.Module) -> None:
 
     A training step then takes about a third longer, in far less memory. Its gradients, and the statistics of batch
     normalisation after it, are the same.
+
+    Raises:
+        ValueError: if there is no `Inception` in the network.
     """
-    for module in network.modules():
-        if isinstance(module, Inception):
-            module.recomputes = True
+    bodies = [module for module in network.modules() if isinstance(module, Inception)]
+    if not bodies:
+        raise ValueError(f"activations of {type(network).__name__} cannot be computed anew: it has no Inception-v1")
+    for body in bodies:
+        body.recomputes = True
 
 
 def _recomputed(layer: nn.Module, x: Tensor) -> Tensor:

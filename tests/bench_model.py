@@ -207,7 +207,7 @@ def bench_model(weights: Path | None, *, compiled: bool) -> list[tuple[str, list
     network = (load_i3d(weights, "rgb") if weights else I3D(dropout=0.0)).to(device)
     network.dropout.p = 0.0
     tested: list[Case] = [(1, FRAMES, SIDE), (2, FRAMES, SIDE)]
-    trained: list[Case] = [(2, 16, 112), (2, FRAMES, 112)]
+    trained: list[Case] = [(2, 16, 128), (1, FRAMES, SIDE)]
     if device.type == "cuda":
         tested += [(batch, FRAMES, SIDE) for batch in (8, 32, 128)]
         trained = [(batch, FRAMES, SIDE) for batch in (2, 8, 24, 64, 128)]

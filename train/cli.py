@@ -27,7 +27,7 @@ from train.pictures import clip_figures
 from train.predict import predict, write_features
 from train.quarantine import TooManyBad
 from train.recipes import RECIPES, RecipeName, describe, lay_recipe
-from train.run import RunError
+from train.run import Precision, RunError
 from train.schedule import SCHEDULES
 from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
@@ -52,6 +52,13 @@ CROP_OPTION = click.option(
     help="Side in pixels, even.",
 )
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
+PRECISION_OPTION = click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    show_default=True,
+    help="bf16 is faster where the processor multiplies it natively; logits move by a few hundredths.",
+)
 BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Checkpoint of a network that sees both.")
 
 
@@ -137,6 +144,12 @@ BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Chec
     help="auto: bf16 where the processor multiplies it natively.",
 )
 @click.option("--compile/--no-compile", default=False, show_default=True, help="Compile the network (torch.compile).")
+@click.option(
+    "--checkpoint-activations/--no-checkpoint-activations",
+    default=False,
+    show_default=True,
+    help="Compute layers anew for the backward pass: a third more time, a fraction of the memory.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that decode.  [default: cores − 1, at most 8]")
 @click.option(
@@ -190,6 +203,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
 @CROP_OPTION
 @click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@PRECISION_OPTION
 def evaluate_command(
     shards: str,
     split: str | None,
@@ -199,6 +213,7 @@ def evaluate_command(
     crop: int,
     frames: int | None,
     json_file: Path | None,
+    precision: Precision,
 ) -> None:
     """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
 
@@ -212,7 +227,7 @@ def evaluate_command(
         samples = open_samples(shards, split)
         if flow is not None or both is not None:
             samples.require_one_flow()
-        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes)
+        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes, precision=precision)
         console = Console(file=sys.stderr)
         found_by_clip = require_good(evaluate(samples, streams, crop, frames))
         quiet = not console.is_terminal
@@ -252,10 +267,9 @@ def evaluate_command(
 @click.option(
     "--endpoint",
     type=click.Choice(ENDPOINTS),
-    default=I3D.ENDPOINTS[-1],
-    show_default=True,
-    help="Whose activation, averaged over the picture, the features are.",
+    help=f"Of --features: whose activation, averaged over the picture.  [default: {I3D.ENDPOINTS[-1]}]",
 )
+@PRECISION_OPTION
 def predict_command(
     video: Path,
     rgb: Path | None,
@@ -268,17 +282,21 @@ def predict_command(
     top: int,
     as_json: bool,
     features: Path | None,
-    endpoint: str,
+    endpoint: str | None,
+    precision: Precision,
 ) -> None:
     """Say what happens in a video file, or in a stretch of it.
 
     Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20 --features clip.npz
     """
     try:
-        streams = load_streams({"rgb": rgb, "flow": flow, "both": both})
-        wanted = endpoint if features is not None else None
-        found = predict(video, streams, start, end, top, crop, short_side, wanted)
+        if endpoint is not None and features is None:
+            raise ValueError(f"--endpoint {endpoint} wants --features: name a file for them")
         if features is not None:
+            endpoint = endpoint or I3D.ENDPOINTS[-1]
+        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, precision=precision)
+        found = predict(video, streams, start, end, top, crop, short_side, endpoint)
+        if features is not None and endpoint is not None:
             write_features(features.resolve(), found.features, endpoint)
     except (VideoError, CheckpointError, ValueError, OSError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])

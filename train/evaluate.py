@@ -22,6 +22,7 @@ from model import (
 )
 from train.decode import CROP_PIXELS, network_input, network_inputs
 from train.loader import Bad, whole_clips
+from train.run import Precision
 from train.samplers import whole_clip_windows
 from train.stream import Inputs, Samples, streams_of
 
@@ -38,11 +39,16 @@ class Streams:
     checkpoints: dict[Inputs, Checkpoint]
     classes: ClassList
     device: torch.device
+    precision: Precision = "fp32"
 
     @property
     def seen(self) -> tuple[Stream, ...]:
         """The streams that any of them sees."""
         return tuple(dict.fromkeys(stream for network in self.networks.values() for stream in network.streams))
+
+    def autocast(self) -> torch.autocast:
+        """A context in which networks compute in `precision`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class ClipResult:
 
 
 def load_streams(
-    paths: Mapping[Inputs, Path | None], classes: ClassList | None = None, device: torch.device | None = None
+    paths: Mapping[Inputs, Path | None],
+    classes: ClassList | None = None,
+    device: torch.device | None = None,
+    precision: Precision = "fp32",
 ) -> Streams:
     """Load one network or several.
 
@@ -69,6 +78,7 @@ def load_streams(
         paths: checkpoint of each, by what it sees; None where there is none.
         classes: class list of the data, where it is known; the networks must have as many.
         device: where to run; by default a CUDA GPU where there is one.
+        precision: what the networks compute in.
 
     Raises:
         CheckpointError: no checkpoint given, one that cannot be read, is of another stream, or of other classes.
@@ -82,7 +92,7 @@ def load_streams(
     for inputs, checkpoint in checkpoints.items():
         classes = _classes_of(checkpoint, classes, str(given[inputs]))
     assert classes is not None  # there is a checkpoint, and each one names its classes
-    return Streams(networks, checkpoints, classes, device)
+    return Streams(networks, checkpoints, classes, device, precision)
 
 
 def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) -> ClassList:
@@ -150,7 +160,8 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
 
 def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
     """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU."""
-    return {inputs: network_logits(pixels, network, streams.device) for inputs, network in streams.networks.items()}
+    with streams.autocast():
+        return {inputs: network_logits(pixels, network, streams.device) for inputs, network in streams.networks.items()}
 
 
 @torch.inference_mode()

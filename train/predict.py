@@ -87,17 +87,18 @@ def predict(
     stored = _prepare(video, "flow" in streams.seen, start_seconds, end_seconds, short_side)
     logits: dict[str, Tensor] = {}
     features: dict[Stream, Features] = {}
-    for inputs, network in streams.networks.items():
-        if isinstance(network, I3D):
+    with streams.autocast():
+        for inputs, network in streams.networks.items():
+            if not isinstance(network, I3D):
+                pixels = {s: torch.from_numpy(whole_clip(stored[s].content, s, crop)) for s in network.streams}
+                logits[inputs] = network_logits(pixels, network, streams.device)
+                continue
             (stream,) = network.streams
-            logits[inputs], values = watch(network, stored[stream], crop, streams.device, endpoint)
+            logits[inputs], found = watch(network, stored[stream], crop, streams.device, endpoint)
             if endpoint is not None:
                 frames = step_frames(network, max(stored[stream].pictures, MINIMUM_FRAMES), endpoint).numpy()
                 offset = 0.5 if stream == "flow" else 0.0  # flow belongs between the two frames that it is of
-                features[stream] = Features(values.numpy(), start_seconds + (frames + offset) / FRAME_RATE)
-        else:
-            pixels = {s: torch.from_numpy(whole_clip(stored[s].content, s, crop)) for s in network.streams}
-            logits[inputs] = network_logits(pixels, network, streams.device)
+                features[stream] = Features(found.numpy(), start_seconds + (frames + offset) / FRAME_RATE)
     return Prediction(stored["rgb"].pictures, top_classes(sum_of_streams(logits), streams.classes, top), features)
 
 

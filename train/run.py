@@ -74,6 +74,7 @@ class Session:
     ranks: int
     accumulate: int  # parts of a rank's batch, whose gradients are summed
     compile: bool
+    checkpoint_activations: bool
     max_bad: int  # samples
     shards: str
     validation_shards: str | None

@@ -63,6 +63,7 @@ class Options:
     max_bad: int
     precision: str
     compile: bool
+    checkpoint_activations: bool
     seed: int
     workers: int | None
     cache: Path | None
@@ -236,6 +237,7 @@ def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
         ranks=ranks.count,
         accumulate=options.accumulate,
         compile=options.compile,
+        checkpoint_activations=options.checkpoint_activations,
         max_bad=options.max_bad,
         shards=options.shards,
         validation_shards=options.val_shards,

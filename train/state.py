@@ -20,6 +20,7 @@ from model import (
     channels_last,
     head_names,
     load_training,
+    recompute_activations,
     save_run,
     synchronise_batch_norm,
 )
@@ -120,6 +121,8 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
         fresh = [] if kept else head_names(network.architecture, network.streams)
         network.load_state_dict(initial.state_dict | {name: network.state_dict()[name] for name in fresh})
     network = channels_last(network.to(task.ranks.device)).train()
+    if task.session.checkpoint_activations:
+        recompute_activations(network)
     if configuration.sync_bn and task.ranks.count > 1:
         synchronise_batch_norm(network)
     optimizer = torch.optim.SGD(
