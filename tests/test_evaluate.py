@@ -175,7 +175,7 @@ def test_a_snapshot_can_be_named(dataset):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--rgb", "flow.pt"), "holds a flow network (2 input channels), an rgb one was asked for"),
+        (("--rgb", "flow.pt"), "holds a network of flow, one of rgb was asked for"),
         (("--flow", "rgb.pt"), "holds an rgb network"),
         (("--rgb", "none.pt"), "there is no such file"),
         ((), "give --rgb, --flow or both"),
