@@ -3,6 +3,9 @@
 `I3D` is the network as DeepMind released it; `ConvNetLSTM`, `C3D`, `TwoStream` and `Fused` are those that the paper
 compares it with; `build` makes any of them by name.
 
+`chunked_endpoints` and `chunked_logits` run I3D on a video of any length in the memory of a short one,
+`fold_batch_norm` makes a network faster to test, `recompute_activations` one that trains in less memory.
+
 `load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints (without TensorFlow), the two common PyTorch
 ports, and the files that `save_run` and `save_safetensors` write. Whatever is wrong with a checkpoint is a
 `CheckpointError`. `inflate` makes a network of videos of one of pictures; `load_inception_v1` reads torchvision's
@@ -13,9 +16,11 @@ from model.build import Network, build
 from model.c3d import C3D
 from model.checkpoint import Checkpoint, head_names
 from model.checkpoint_names import Format, Naming, match_names
+from model.chunks import LOGITS, chunked_endpoints, chunked_logits, step_frames
+from model.fold import fold_batch_norm
 from model.fused import Fused
 from model.i3d import I3D
-from model.inception import Inception, InceptionV1
+from model.inception import Inception, InceptionV1, recompute_activations
 from model.inflate import begin_with_pictures, inflate, inflate_inception
 from model.layers import (
     STREAM_CHANNELS,
@@ -39,6 +44,7 @@ from model.weights import identify_released, load_checkpoint, load_i3d, load_inc
 __all__ = [
     "C3D",
     "I3D",
+    "LOGITS",
     "STREAM_CHANNELS",
     "Architecture",
     "BatchNorm",
@@ -61,6 +67,9 @@ __all__ = [
     "build",
     "channels_last",
     "check_range",
+    "chunked_endpoints",
+    "chunked_logits",
+    "fold_batch_norm",
     "head_names",
     "identify_released",
     "inflate",
@@ -72,7 +81,9 @@ __all__ = [
     "load_training",
     "match_names",
     "read_checkpoint",
+    "recompute_activations",
     "save_run",
     "save_safetensors",
+    "step_frames",
     "synchronise_batch_norm",
 ]

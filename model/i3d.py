@@ -92,7 +92,17 @@ class I3D(Inception):
         Raises:
             ValueError: as `forward`.
         """
-        features = self.endpoint(x, self.ENDPOINTS[-1])  # [B, 1024, ceil(T/8), ceil(H/32), ceil(W/32)]
+        return self.classify(self.endpoint(x, self.ENDPOINTS[-1]))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits of each time step, from the activation of the last endpoint.
+
+        Args:
+            features: [B, 1024, T', H', W'], T' at least 2.
+
+        Returns:
+            [B, num_classes, T' - 1].
+        """
         time, *space = AVERAGE_POOL
         extents = (time, *(min(n, there) for n, there in zip(space, features.shape[3:], strict=True)))
         pooled = F.avg_pool3d(features, extents, stride=1)
@@ -114,17 +124,20 @@ class I3D(Inception):
         """
         if name not in self.ENDPOINTS:
             raise ValueError(f"no endpoint {name!r}; there are {', '.join(self.ENDPOINTS)}")
-        self._check_input(x)
-        for endpoint in self.ENDPOINTS[: self.ENDPOINTS.index(name) + 1]:
-            x = self.get_submodule(endpoint)(x)
-        return x
+        self.check_input(x)
+        return self._through(x, self.ENDPOINTS[: self.ENDPOINTS.index(name) + 1])
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor, minimum_frames: int = MINIMUM_FRAMES) -> None:
+        """Refuse what the network does not take; `minimum_frames` is less for a piece of a video.
+
+        Raises:
+            ValueError: as `forward`.
+        """
         check_input(
             x,
             self.streams[0],
             "I3D",
-            minimum_frames=MINIMUM_FRAMES,
+            minimum_frames=minimum_frames,
             minimum_side=MINIMUM_SIDE,
             check_values=not self.training,
         )

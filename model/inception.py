@@ -4,12 +4,15 @@ The second branch's larger convolution is 3x3, not 5x5, as in the released I3D; 
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from model.layers import ConvUnit, MaxPool, TemporalPadding, initialise
+from model.layers import BatchNorm, ConvUnit, MaxPool, TemporalPadding, initialise
 
 MINIMUM_SIDE = 32  # the network's spatial stride: a smaller picture is less than one cell of its last grid
 
@@ -75,12 +78,55 @@ class Inception(nn.Module):
         for name, layer in zip(endpoint_names(dimensions), layers, strict=True):
             self.add_module(name, layer)
         self.dimensions = dimensions
+        self.recomputes = False  # see `recompute_activations`
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, …, H, W] → [B, 1024, …, ceil(H / 32), ceil(W / 32)], its values from 0 up."""
-        for name in endpoint_names(self.dimensions):
-            x = self.get_submodule(name)(x)
+        return self._through(x, endpoint_names(self.dimensions))
+
+    def _through(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """The activation behind layers in a row."""
+        for name in names:
+            layer = self.get_submodule(name)
+            x = _recomputed(layer, x) if self.recomputes and torch.is_grad_enabled() else layer(x)
         return x
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """From now on each layer of each `Inception` keeps its input alone for the backward pass, and is computed twice.
+
+    A training step then takes about a third longer, in far less memory. Its gradients, and the statistics of batch
+    normalisation after it, are the same.
+    """
+    for module in network.modules():
+        if isinstance(module, Inception):
+            module.recomputes = True
+
+
+def _recomputed(layer: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _unchanged_statistics(layer)
+
+    # No layer draws random numbers, so their state need not be kept.
+    if torch.compiler.is_compiling():  # a compiler makes the second pass out of the first: statistics change once
+        y: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+    else:
+        y = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return y
+
+
+@contextmanager
+def _unchanged_statistics(layer: nn.Module) -> Iterator[None]:
+    """The first pass has updated them."""
+    norms = [module for module in layer.modules() if isinstance(module, BatchNorm)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, before in zip(norms, momentum, strict=True):
+            norm.momentum = before
 
 
 class InceptionV1(nn.Module):

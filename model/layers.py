@@ -198,7 +198,7 @@ class ConvUnit(nn.Module):
         self.temporal_padding = temporal_padding
         convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if len(kernel_size) == 2 else nn.Conv3d
         self.conv = convolution(in_channels, out_channels, kernel_size, stride or 1, bias=False)  # type: ignore[arg-type]
-        self.norm = OffsetBatchNorm(out_channels)
+        self.norm: nn.Module = OffsetBatchNorm(out_channels)
         initialise(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,8 +213,17 @@ class ConvUnit(nn.Module):
         outside = [end for pair in reversed(paddings) for end in (pair if pair[0] != pair[1] else (0, 0))]
         if any(outside):
             x = F.pad(x, outside)
-        convolve = F.conv2d if len(paddings) == 2 else F.conv3d
-        return F.relu_(self.norm(convolve(x, self.conv.weight, None, stride, inside)))
+        y = self._convolve(x, inside)
+        # torch's convolution of a small tensor does not keep the layout, and all that follows would be slower.
+        y = y.contiguous(memory_format=torch.channels_last if y.ndim == 4 else torch.channels_last_3d)
+        return F.relu_(self.norm(y))
+
+    def _convolve(self, x: Tensor, padding: list[int]) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if max(self.conv.kernel_size + self.conv.stride) == 1:  # a matrix product, where channels are last in memory
+            return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        convolve = F.conv2d if len(padding) == 2 else F.conv3d
+        return convolve(x, weight, bias, self.conv.stride, padding)
 
 
 class BatchNorm(nn.Module):
@@ -337,12 +346,27 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, …] → [B, C, …], each axis of n as long as ceil(n / stride)."""
-        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
-        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
-        # Rounding the output's size up pads the odd pixel at the end, without a copy. Padding never is the maximum, as
-        # in TensorFlow; and repeating the border frame, which is in the window, would not change it.
-        pool = F.max_pool2d if len(before) == 2 else F.max_pool3d
-        return pool(x, self.kernel_size, self.stride, before, ceil_mode=True)
+        pixels = x.movedim(1, -1)
+        if x.ndim == 5:
+            # A maximum over a box is one over time of those over pictures. torch's max-pooling in two dimensions is
+            # many times as fast as that in three, and where channels are last in memory both are views of this tensor.
+            pictures = _max_pool_2d(pixels.flatten(0, 1), self.kernel_size[1:], self.stride[1:])  # [B · T, H', W', C]
+            pixels = pictures.reshape(*pixels.shape[:2], *pictures.shape[1:])
+            if self.kernel_size[0] > 1:
+                rows = pixels.flatten(2, 3)  # [B, T, H' · W', C]
+                rows = _max_pool_2d(rows, (self.kernel_size[0], 1), (self.stride[0], 1))
+                pixels = rows.reshape(*rows.shape[:2], *pictures.shape[1:])
+        else:
+            pixels = _max_pool_2d(pixels, self.kernel_size, self.stride)
+        return pixels.movedim(-1, 1)
+
+
+def _max_pool_2d(x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """[N, H, W, C] → [N, H', W', C]."""
+    before = [same_padding(*axis)[0] for axis in zip(x.shape[1:3], kernel_size, stride, strict=True)]
+    # Rounding the output's size up pads the odd pixel at the end, without a copy. Padding never is the maximum, as in
+    # TensorFlow; and repeating the border frame, which is in the window, would not change it.
+    return F.max_pool2d(x.movedim(-1, 1), kernel_size, stride, before, ceil_mode=True).movedim(1, -1)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

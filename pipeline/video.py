@@ -118,19 +118,25 @@ def probe(path: Path | str) -> SourceVideo:
 
 
 def encode_rgb(
-    path: Path | str, output: Path, coding: RgbCoding, start_seconds: float = 0.0, end_seconds: float | None = None
+    path: Path | str,
+    output: Path,
+    coding: RgbCoding,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    maximum_seconds: float = MAXIMUM_CLIP_SECONDS,
 ) -> StoredRgb:
     """Cut [start_seconds, end_seconds) out of a video and store it as `coding` says, at `output`.
 
     Frames are taken by their timestamps: picture k shows the source frame nearest to start + k/25 s, so a slower source
-    gives duplicates and a faster one drops. A cut past the end keeps what there is, from `MINIMUM_FRAMES` frames up.
+    gives duplicates and a faster one drops. A cut past the end keeps what there is, from `MINIMUM_FRAMES` frames up to
+    `maximum_seconds`.
 
     Raises:
         VideoError: what `probe` raises; too-short, too-long.
     """
     source = probe(path)
     wanted = math.inf if end_seconds is None else end_seconds - start_seconds
-    seconds = min(wanted, MAXIMUM_CLIP_SECONDS + 1)  # a second more, to see that a clip is too long
+    seconds = min(wanted, maximum_seconds + 1)  # a second more, to see that a clip is too long
     limit = max(1, math.floor(seconds * coding.frame_rate + 0.5))
     command = _encode_command(path, output, coding, source, start_seconds, seconds, limit)
     deadline = ENCODE_DEADLINE_SECONDS + ENCODE_DEADLINE_PER_SECOND * seconds
@@ -142,10 +148,8 @@ def encode_rgb(
             "too-short",
             f"{frames} frames at {coding.frame_rate} fps from {start_seconds:g} s on, {MINIMUM_FRAMES} are needed",
         )
-    if frames > MAXIMUM_CLIP_SECONDS * coding.frame_rate:
-        raise VideoError(
-            "too-long", f"longer than {MAXIMUM_CLIP_SECONDS:g} s: list stretches of it, with start and end"
-        )
+    if frames > maximum_seconds * coding.frame_rate:
+        raise VideoError("too-long", f"longer than {maximum_seconds:g} s: list stretches of it, with start and end")
     # A line for each time that ffmpeg built its filters: an empty one first, again where the picture's size changes.
     # There the filter begins with duplicates for the time that has passed, which ffmpeg throws away.
     counts = [[int(number) for number in line] for line in FPS_COUNTS.findall(log)]

@@ -239,9 +239,9 @@ def test_a_dataset_of_ucf101(layouts, tmp_path):
     assert snapshot_from_json(snapshot.to_json(), "snapshot") == snapshot
     assert keys_of(dataset / shard.path, "train1") == keys_of(dataset, "train1")
     assert [int(sample.record["class_index"]) for sample in open_samples(str(dataset), "test1")] == [2]
-    assert trainable_samples(open_samples(str(dataset), "train1"), "rgb").splits == ("train1",)
+    assert trainable_samples(open_samples(str(dataset), "train1"), ("rgb",)).splits == ("train1",)
     with pytest.raises(FormatError, match=r"several splits \(test1, test2, train1, train2\)"):
-        trainable_samples(open_samples(str(dataset)), "rgb")
+        trainable_samples(open_samples(str(dataset)), ("rgb",))
     for wrong in ("test3", "val"):
         with pytest.raises(FormatError, match=f"no sample of split '{wrong}'; there are test1, test2, train1, train2"):
             open_samples(str(dataset), wrong)

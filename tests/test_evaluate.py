@@ -176,9 +176,9 @@ def test_a_snapshot_can_be_named(dataset):
     ("arguments", "said"),
     [
         (("--rgb", "flow.pt"), "holds a network of flow, one of rgb was asked for"),
-        (("--flow", "rgb.pt"), "holds an rgb network"),
+        (("--flow", "rgb.pt"), "holds a network of rgb, one of flow was asked for"),
         (("--rgb", "none.pt"), "there is no such file"),
-        ((), "give --rgb, --flow or both"),
+        ((), "give --rgb or --flow or --both"),
         (("--rgb", "four.pt"), "a network of 4 classes, where 3 (own) are wanted"),
         (("--rgb", "named.pt"), "class 2 is 'sit' there and 'stand' in own"),
         (("--rgb", "rgb.pt", "--split", "val"), "no sample of split 'val'; there are (none)"),

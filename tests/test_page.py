@@ -110,7 +110,7 @@ def validated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validated")
     torch.manual_seed(0)
     for stream, channels in (("rgb", 3), ("flow", 2)):
-        samples = trainable_samples(open_samples(str(golden.DATASET), "val"), stream)
+        samples = trainable_samples(open_samples(str(golden.DATASET), "val"), (stream,))
         run = run_folder(folder / stream, [step(1)], stream=stream, validation=identity(samples))
         edit(run, "session", validation_shards=str(golden.DATASET))
         save_run(run / "best.pt", I3D(4, channels).eval(), samples.classes.labels)

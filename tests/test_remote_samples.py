@@ -168,7 +168,7 @@ def views(samples, workers):
 def test_forked_workers_read_on_their_own(net):
     """The parent has connections and a thread for them, which a worker must not touch."""
     net.fault = once("cut")
-    samples = trainable_samples(open_samples(f"{net.url}/data", "train"), "flow")
+    samples = trainable_samples(open_samples(f"{net.url}/data", "train"), ("flow",))
     stop, read = threading.Event(), []
 
     def reads_on() -> None:
@@ -182,7 +182,7 @@ def test_forked_workers_read_on_their_own(net):
         assert all((a == b).all() for a, b in zip(views(samples, workers), wanted, strict=True))
     stop.set()
     reader.join(60)
-    assert len(read) > 8
+    assert len(read) >= 8
     assert all(read)
 
 
@@ -203,7 +203,7 @@ def upload(bucket, folder):
 def test_buckets(bucket, net):
     upload(bucket, golden.DATASET)
     here = f"gs://{bucket.name}/a"
-    samples = trainable_samples(open_samples(here, "train"), "flow")
+    samples = trainable_samples(open_samples(here, "train"), ("flow",))
     assert_same(samples)
     assert all((a == b).all() for a, b in zip(views(samples, 2), views(HERE, 0), strict=True))
     assert len(open_samples(f"{here}@0001")) == 12
@@ -228,7 +228,7 @@ def test_buckets(bucket, net):
 
 
 def test_tars_are_indexed_once(net, caplog):
-    """With the index beside it a tar is not read as a whole; without it once; then only its version is asked for."""
+    """With the index beside it a tar is not read as a whole; without it once; then only the labels of its classes."""
     shard = shard_of(net)
     path, size = str(shard.relative_to(net.folder)), shard.stat().st_size
     index = shard.with_name(shard.stem + INDEX_SUFFIX)
@@ -246,7 +246,7 @@ def test_tars_are_indexed_once(net, caplog):
     assert net.sent[path] > size
     net.sent.clear()
     assert_same_tars(open_samples(url_of(net, shard), "train"))
-    assert net.sent[path] < 100
+    assert net.sent[path] < 4 * 1500
     with pytest.raises(FormatError, match=r"no sample of split 'val'"):
         open_samples(url_of(net, shard), "val")
     (val,) = (net.folder / "data" / "shards" / "val").glob("*.tar")
@@ -393,7 +393,7 @@ def s3(monkeypatch):
 def test_s3(s3, net, tmp_path):
     s3.put(f"{golden.DATASET}/", "samples/a", recursive=True)
     here = "s3://samples/a"
-    samples = trainable_samples(open_samples(here, "train"), "flow")
+    samples = trainable_samples(open_samples(here, "train"), ("flow",))
     assert_same(samples)
     assert all((a == b).all() for a, b in zip(views(samples, 2), views(HERE, 0), strict=True))
     assert_same(open_samples(here, "train", Cache(tmp_path / "cache", 1_000_000)))

@@ -202,7 +202,7 @@ def test_the_learning_rate_falls_when_the_loss_does_not(train, tmp_path):
 def test_statistics_are_averages_over_the_batches():
     torch.manual_seed(0)
     network = I3D(3, 2).train()
-    batches = [torch.rand(2, 2, 9, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
+    batches = [(2 * torch.rand(2, 2, 9, 32, 32) - 1) * scale for scale in (0.2, 0.5, 1.0)]
     weights = {name: p.clone() for name, p in network.named_parameters()}
     state = torch.get_rng_state()
     recompute_statistics(network, [(batch,) for batch in batches])
@@ -271,7 +271,7 @@ def test_bad_words(demo, train, tmp_path):
     assert "wants --val-shards" in train("--steps", 1, "--val-split", "val", output=tmp_path / "b", status=1)
     save_run(tmp_path / "rgb.pt", I3D(4, 3), None)
     said = train("--steps", 1, "--init", tmp_path / "rgb.pt", output=tmp_path / "d", status=1)
-    assert "holds an rgb network" in said
+    assert "holds a network of rgb, one of flow was asked for" in said
 
 
 def test_shards_without_flow_or_labels(demo, train, tmp_path, make_video):
@@ -348,7 +348,7 @@ def test_damaged_samples_or_checkpoints_are_named(demo, train, tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(train, tmp_path):
-    train("--steps", 1, "--crop", 64, status=1)
+    train("--steps", 1, "--crop", 64, "--max-bad", 0, status=1)
     train("--steps", 1, "--crop", 32)
     assert len(losses(tmp_path / "run")) == 1
 
@@ -359,6 +359,20 @@ def test_fewer_steps_than_are_done_change_nothing(train, tmp_path):
     assert "nothing to do: 2 steps are done, 1 were asked for" in train("--steps", 1, "--resume", "auto")
     assert (tmp_path / "run" / "model.pt").read_bytes() == before
     assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+def test_checkpointed_activations_change_nothing(train, tmp_path):
+    train("--steps", 3)
+    train("--steps", 3, "--checkpoint-activations", output=tmp_path / "again")
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(train, tmp_path):
+    train("--steps", 2)
+    train("--steps", 2, "--compile", output=tmp_path / "compiled")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-3)
 
 
 @pytest.mark.slow

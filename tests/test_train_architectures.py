@@ -25,12 +25,12 @@ def command(which, *arguments, status=0):
 @pytest.mark.parametrize(
     ("model", "stream"),
     [
-        ("lstm", "rgb"),
-        ("lstm", "flow"),
-        ("two-stream", "rgb"),
+        pytest.param("lstm", "rgb", marks=pytest.mark.slow),
+        pytest.param("lstm", "flow", marks=pytest.mark.slow),
+        pytest.param("two-stream", "rgb", marks=pytest.mark.slow),
         ("two-stream", "both"),
-        ("fused", "flow"),
-        ("fused", "both"),
+        pytest.param("fused", "flow", marks=pytest.mark.slow),
+        pytest.param("fused", "both", marks=pytest.mark.slow),
     ],
 )
 def test_an_architecture_is_trained_validated_resumed_tested_and_asked(model, stream, tmp_path):
@@ -59,6 +59,7 @@ def test_an_architecture_is_trained_validated_resumed_tested_and_asked(model, st
     assert "not shown" not in page
 
 
+@pytest.mark.slow
 def test_architectures_are_tested_together(tmp_path):
     """Each by its own windows; logits are added."""
     for model, stream in (("lstm", "rgb"), ("i3d", "flow"), ("fused", "both")):

@@ -13,8 +13,8 @@ from pipeline.video import VideoError, decode_luma, decode_rgb, encode_rgb, prob
 SMALL = RgbCoding(short_side=64)
 
 
-def encode(path, tmp_path, start=0.0, end=None, coding=SMALL):
-    return encode_rgb(path, tmp_path / "out.mp4", coding, start, end)
+def encode(path, tmp_path, start=0.0, end=None, coding=SMALL, **options):
+    return encode_rgb(path, tmp_path / "out.mp4", coding, start, end, **options)
 
 
 def counter_video(path, frames, rate, *options):
@@ -183,13 +183,12 @@ def test_pictures_of_an_impossible_shape(tmp_path, make_video):
         encode(path, tmp_path)
 
 
-def test_clips_that_are_too_long(tmp_path, make_video, monkeypatch):
-    monkeypatch.setattr("pipeline.video.MAXIMUM_CLIP_SECONDS", 2.0)
+def test_clips_that_are_too_long(tmp_path, make_video):
     path = make_video(tmp_path / "in.mp4", seconds=4)
-    assert encode(path, tmp_path, 1.0, 3.0).frames == 50
+    assert encode(path, tmp_path, 1.0, 3.0, maximum_seconds=2.0).frames == 50
     for end in (None, 3.5):
         with pytest.raises(VideoError, match="too-long: longer than 2 s"):
-            encode(path, tmp_path, 1.0, end)
+            encode(path, tmp_path, 1.0, end, maximum_seconds=2.0)
 
 
 def test_the_size_may_change(tmp_path):

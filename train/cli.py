@@ -16,14 +16,15 @@ from manifests.clip import printable
 from manifests.files import write_file
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError, RgbCoding
-from model import Architecture, CheckpointError
+from model import I3D, Architecture, CheckpointError
+from model.chunks import ENDPOINTS
 from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, require_good, summary
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
-from train.predict import predict
+from train.predict import predict, write_features
 from train.quarantine import TooManyBad
 from train.recipes import RECIPES, RecipeName, describe, lay_recipe
 from train.run import RunError
@@ -173,7 +174,9 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
             options |= laid.options
             if os.environ.get("RANK", "0") == "0":
                 click.echo(describe(recipe, laid))
-        record(start)(Options(**options))  # torchrun repeats what went wrong at the end of its own words
+        # torchrun repeats what went wrong at the end of its own words.
+        begin = record(start) if "TORCHELASTIC_RUN_ID" in os.environ else start
+        begin(Options(**options))
     except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -241,6 +244,18 @@ def evaluate_command(
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option(
+    "--features",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what I3D sees over time to this .npz file: rgb_features, rgb_seconds, and of flow the same.",
+)
+@click.option(
+    "--endpoint",
+    type=click.Choice(ENDPOINTS),
+    default=I3D.ENDPOINTS[-1],
+    show_default=True,
+    help="Whose activation, averaged over the picture, the features are.",
+)
 def predict_command(
     video: Path,
     rgb: Path | None,
@@ -252,22 +267,27 @@ def predict_command(
     short_side: int,
     top: int,
     as_json: bool,
+    features: Path | None,
+    endpoint: str,
 ) -> None:
     """Say what happens in a video file, or in a stretch of it.
 
-    Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20
+    Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20 --features clip.npz
     """
     try:
-        found = predict(
-            video, load_streams({"rgb": rgb, "flow": flow, "both": both}), start, end, top, crop, short_side
-        )
+        streams = load_streams({"rgb": rgb, "flow": flow, "both": both})
+        wanted = endpoint if features is not None else None
+        found = predict(video, streams, start, end, top, crop, short_side, wanted)
+        if features is not None:
+            write_features(features.resolve(), found.features, endpoint)
     except (VideoError, CheckpointError, ValueError, OSError) as error:
         message = "\n".join(printable(str(error)).splitlines()[-3:])
         raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error
     if as_json:
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        told = {"video": str(video), "frames": found.frames, "top": found.top}
+        click.echo(json.dumps(told, indent=1, ensure_ascii=False))
     else:
-        for place in found["top"]:
+        for place in found.top:
             click.echo(f"{place['probability']:.4f}  {place['label']}")
 
 

@@ -4,7 +4,7 @@ A stored picture has brightness (Y) for every pixel and colour (U, V) for 2x2 of
 the bytes of RGB, and converted where that costs least. Crops therefore begin at even rows and columns, flow's as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -46,15 +46,20 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
         ValueError: a crop that is odd, or larger than the pictures; damaged flow.
         VideoError: damaged RGB.
     """
-    pictures = []
-    for planes in _PICTURES_OF[stream](video):
-        rows, columns = _room(planes, crop)
-        pictures.append(np.empty((_rows_of(stream, crop), crop), np.uint8))
-        _cut(planes, rows // 4 * 2, columns // 4 * 2, pictures[-1])
+    pictures = list(clip_pictures(video, stream, crop))
     if frames is not None and frames < len(pictures):
         start = (len(pictures) - frames) // 2
         pictures = pictures[start : start + frames]
     return np.stack(pictures)
+
+
+def clip_pictures(video: bytes, stream: Stream, crop: int = CROP_PIXELS) -> Iterator[np.ndarray]:
+    """The pictures of `whole_clip`, one at a time: [rows, crop] uint8 each. Raises as that does."""
+    for planes in _PICTURES_OF[stream](video):
+        rows, columns = _room(planes, crop)
+        picture = np.empty((_rows_of(stream, crop), crop), np.uint8)
+        _cut(planes, rows // 4 * 2, columns // 4 * 2, picture)
+        yield picture
 
 
 def training_window(

@@ -10,13 +10,23 @@ from torch import Tensor
 
 from manifests.classes import ClassList, published_of_size
 from manifests.sample import FormatError
-from model import Checkpoint, CheckpointError, Network, Stream, load_checkpoint
-from train.decode import CROP_PIXELS, network_inputs
+from model import (
+    I3D,
+    Checkpoint,
+    CheckpointError,
+    Network,
+    Stream,
+    chunked_logits,
+    fold_batch_norm,
+    load_checkpoint,
+)
+from train.decode import CROP_PIXELS, network_input, network_inputs
 from train.loader import Bad, whole_clips
 from train.samplers import whole_clip_windows
 from train.stream import Inputs, Samples, streams_of
 
 TOP = 5
+CHUNK_FRAMES = 256  # of a video that I3D sees at a time: a clip of ten seconds at once
 NUMBERED = "numbers"  # name of the class list of a network whose labels nobody knows
 
 
@@ -68,7 +78,7 @@ def load_streams(
     if not given:
         raise CheckpointError(f"no checkpoint: give {' or '.join(f'--{inputs}' for inputs in paths)}")
     checkpoints = {inputs: load_checkpoint(path, streams_of(inputs)) for inputs, path in given.items()}
-    networks = {inputs: checkpoint.network().to(device) for inputs, checkpoint in checkpoints.items()}
+    networks = {inputs: fold_batch_norm(checkpoint.network()).to(device) for inputs, checkpoint in checkpoints.items()}
     for inputs, checkpoint in checkpoints.items():
         classes = _classes_of(checkpoint, classes, str(given[inputs]))
     assert classes is not None  # there is a checkpoint, and each one names its classes
@@ -148,6 +158,11 @@ def network_logits(pixels: Mapping[Stream, Tensor], network: Network, device: to
     """Logits of one clip, [classes] on the CPU: their mean over the windows that the network is tested on."""
     clip_frames = min(len(pixels[stream]) for stream in network.streams)
     windows = whole_clip_windows(network.architecture, network.streams, clip_frames)
+    if isinstance(network, I3D):
+        ((stream, numbers),) = windows[0].items()
+        some = pixels[stream][list(numbers)]
+        pieces = (network_input(piece[None].to(device), stream) for piece in torch.split(some, CHUNK_FRAMES))
+        return chunked_logits(network, pieces, len(some))[0].float().cpu()
     logits = [
         network(*network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device))[0]
         for window in windows

@@ -9,7 +9,7 @@ from manifests.sample import RgbCoding
 from model import I3D, STREAM_CHANNELS, Architecture, Stream, build
 from model.receptive_field import receptive_fields
 from train.plan import Pictures
-from train.samplers import tested_windows, window_of
+from train.samplers import whole_clip_windows, window_of
 
 CLIP_FRAMES = 250  # a clip of Kinetics, 10 seconds
 CLASSES = 400
@@ -46,9 +46,9 @@ def table1_command() -> None:
     click.echo("A clip of 250 frames has 249 flows, so its last snippet of flow begins a frame early.")
 
     click.echo(f"\n{'Receptive field':<38} {'figure 3':<20} this code")
-    for name, ours in fields_of_i3d().items():
-        theirs = _extents(FIGURE_3[name]) if name in FIGURE_3 else ""
-        click.echo(f"{name:<38} {theirs:<20} {_extents(ours)}")
+    for name, size in fields_of_i3d().items():
+        drawn = _extents(FIGURE_3[name]) if name in FIGURE_3 else ""
+        click.echo(f"{name:<38} {drawn:<20} {_extents(size)}")
     click.echo(
         "Frames x pixels x pixels. The figure's last two are those of a network with four modules between the third\n"
         "max-pool and the fourth; Inception-v1 has five there, as the released I3D has."
@@ -74,7 +74,7 @@ def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
     streams = streams_in_table(architecture)
     training = [window_of(architecture, streams).at(0, _stored(streams))]
     groups = [(stream,) for stream in streams] if architecture == "i3d" else [streams]
-    testing = [window for group in groups for window in tested_windows(architecture, group, _stored(group))]
+    testing = [window for group in groups for window in whole_clip_windows(architecture, group, _stored(group))]
     return (
         f"{parameters(architecture):,}",
         _counted(training),
@@ -86,7 +86,7 @@ def table_row(architecture: Architecture) -> tuple[str, str, str, str, str]:
 
 def footprint_seconds(windows: Sequence[Pictures]) -> float:
     """How much of a clip all streams of all windows cover together, each picture up to the next of its window."""
-    covered = set()
+    covered: set[int] = set()
     for window in windows:
         for numbers in window.values():
             spacing = numbers[1] - numbers[0] if len(numbers) > 1 else 1
