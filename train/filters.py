@@ -56,22 +56,18 @@ def filters_picture(weight: np.ndarray) -> np.ndarray:
     codes = GREY + np.rint(weight * (127 / np.where(largest > 0, largest, 1)))
     pixels = codes.astype(np.uint8).transpose(2, 0, 3, 4, 1)  # [T, filters, H, W, C]
     in_colour = [pixels] if pixels.shape[-1] == 3 else [np.repeat(pixels[..., [c]], 3, axis=-1) for c in (0, 1)]
-    rows = [_beside([_panel(filters) for filters in steps]) for steps in in_colour]
-    return _framed(np.concatenate([_framed(row, 0, PANEL_GAP_PIXELS) for row in rows]), PANEL_GAP_PIXELS, 0)
+    rows = [np.concatenate([_panel(filters) for filters in steps], axis=1) for steps in in_colour]
+    return _framed(np.concatenate(rows), PANEL_GAP_PIXELS // 2)
 
 
 def _panel(filters: np.ndarray) -> np.ndarray:
-    """Filters [N, H, W, 3] of one time step, in rows of `CELLS_A_ROW`, each with a white margin."""
+    """Filters [N, H, W, 3] of one time step, in rows of `CELLS_A_ROW`."""
     large = filters.repeat(MAGNIFICATION, axis=1).repeat(MAGNIFICATION, axis=2)
-    cells = [_framed(cell, GAP_PIXELS // 2, GAP_PIXELS // 2) for cell in large]
+    cells = [_framed(cell, GAP_PIXELS // 2) for cell in large]
     rows = [np.concatenate(cells[i : i + CELLS_A_ROW], axis=1) for i in range(0, len(cells), CELLS_A_ROW)]
-    return np.concatenate(rows)
+    return _framed(np.concatenate(rows), PANEL_GAP_PIXELS // 2)
 
 
-def _beside(panels: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([_framed(panel, PANEL_GAP_PIXELS // 2, 0) for panel in panels], axis=1)
-
-
-def _framed(picture: np.ndarray, columns: int, rows: int) -> np.ndarray:
-    """With so many white columns and rows on each side."""
-    return np.pad(picture, ((rows, rows), (columns, columns), (0, 0)), constant_values=WHITE)
+def _framed(picture: np.ndarray, pixels: int) -> np.ndarray:
+    """With so many white pixels on each side."""
+    return np.pad(picture, ((pixels, pixels), (pixels, pixels), (0, 0)), constant_values=WHITE)
