@@ -225,7 +225,7 @@ def test_values_that_lie_are_refused_in_few_words(tmp_path: Path) -> None:
     nested: list = []
     for _ in range(12):
         nested = [nested] * 10
-    save_run(tmp_path / "run.pt", I3D(3), None)
+    save_run(tmp_path / "run.pt", build("i3d", ("rgb",), 3), None)
     content = torch.load(tmp_path / "run.pt", weights_only=True)
     huge = {**content["model"], "Logits.weight": torch.empty(2**62, 0, 1, 1, 1)}
     lies = [{name: nested} for name in ("format", "architecture", "streams", "temporal_padding")]
