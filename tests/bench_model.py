@@ -199,10 +199,10 @@ def measured(variants: Variants, device: torch.device) -> tuple[dict[str, float]
     return {name: statistics.median(taken) for name, taken in seconds.items() if taken}, found
 
 
-def bench_model() -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Tables of all cases, with their titles; of the released weights where they are, else of random ones.
+def bench_model() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Two tables with their titles, of inference and of training.
 
-    What torch.compile makes of the network is measured too, on a CPU in one case of inference alone: it takes minutes
+    The weights are the released ones where they are, else random ones. What torch.compile makes of the network is measured too, on a CPU in one case of inference alone: it takes minutes
     there for each, and of a training step in fp32 it makes nothing faster.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -218,14 +218,12 @@ def bench_model() -> list[tuple[str, list[tuple[str, ...]]]]:
         trained = [(batch, FRAMES, SIDE) for batch in (2, 8, 24, 64, 128)]
         where = torch.cuda.get_device_name(device)
         compiled = {*((inference, case) for case in tested), *((training, case) for case in trained)}
-    tables = []
     for title, make, cases, passes in (("inference", inference, tested, 1), ("a training step", training, trained, 3)):
         rows: list[tuple[str, ...]] = [("clips", "way", "clips/s", "ratio", "difference", "of the bf16 peak")]
         for case in cases:
             rows += _rows(network, make, case, passes, compiled=(make, case) in compiled)
             gc.collect()
-        tables.append((f"I3D, {title}, {where}: ratio to the plain one's clips/s", rows))
-    return tables
+        yield f"I3D, {title}, {where}: ratio to the plain one's clips/s", rows
 
 
 def _rows(
