@@ -7,7 +7,9 @@ compares it with; `build` makes any of them by name.
 `fold_batch_norm` makes a network faster to test, `recompute_activations` one that trains in less memory.
 
 `load_i3d` and `load_checkpoint` read DeepMind's TensorFlow checkpoints (without TensorFlow), the two common PyTorch
-ports, and the files that `save_run` writes. Whatever is wrong with a checkpoint is a `CheckpointError`.
+ports, and the files that `save_run` and `save_safetensors` write. Whatever is wrong with a checkpoint is a
+`CheckpointError`. `inflate` makes a network of videos of one of pictures; `load_inception_v1` reads torchvision's
+googlenet, and `begin_with_pictures` puts it into every Inception of a network.
 """
 
 from model.build import Network, build

@@ -53,6 +53,7 @@ class C3D(nn.Module):
     """
 
     architecture: Architecture = "c3d"
+    checks_values = True  # of its input, in evaluation mode; whoever scales the input itself need not
 
     def __init__(self, num_classes: int = 400, in_channels: int = 3, dropout: float = 0.5) -> None:
         super().__init__()
@@ -83,7 +84,15 @@ class C3D(nn.Module):
         Raises:
             ValueError: if `x` is none of this, or (in evaluation mode) has values that are not scaled to [-1, 1].
         """
-        check_input(x, self.streams[0], "3D-ConvNet", frames=FRAMES, side=SIDE_PIXELS, check_values=not self.training)
+        checks = self.checks_values and not self.training
+        check_input(
+            x,
+            self.streams[0],
+            "3D-ConvNet",
+            frames=FRAMES,
+            side=SIDE_PIXELS,
+            check_values=checks,
+        )
         for layer in self.children():  # in the order in which they were made
             x = layer(x)
         return x

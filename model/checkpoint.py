@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from model.build import Network, build
 from model.checkpoint_names import Format, refuse
 from model.layers import Architecture, Stream, TemporalPadding, initialise
+from model.tensorflow_checkpoint import CheckpointError
+
+MAXIMUM_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -159,3 +162,10 @@ def finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     refuse("not finite", [name for name, tensor in tensors.items() if not tensor.isfinite().all()])
     return tensors
+
+
+def require_classes(number: int) -> int:
+    """The number, if a network can have so many classes; else raises a CheckpointError."""
+    if number > MAXIMUM_CLASSES:
+        raise CheckpointError(f"its last layer is of {number} classes, more than {MAXIMUM_CLASSES}")
+    return number

@@ -51,6 +51,7 @@ class Fused(nn.Module):
     """
 
     architecture: Architecture = "fused"
+    checks_values = True  # of its input, in evaluation mode; whoever scales the input itself need not
 
     def __init__(
         self, num_classes: int = 400, streams: Sequence[Stream] = ("rgb", "flow"), dropout: float = 0.5
@@ -80,8 +81,14 @@ class Fused(nn.Module):
         Raises:
             ValueError: if an input is none of this, or (in evaluation mode) has values that are not scaled to [-1, 1].
         """
+        checks = self.checks_values and not self.training
         check_inputs(
-            inputs, self.streams, "3D-Fused", FRAMES, minimum_side=MINIMUM_SIDE, check_values=not self.training
+            inputs,
+            self.streams,
+            "3D-Fused",
+            FRAMES,
+            minimum_side=MINIMUM_SIDE,
+            check_values=checks,
         )
         features = []
         for stream, x in zip(self.streams, inputs, strict=True):

@@ -38,6 +38,7 @@ class I3D(Inception):
     ENDPOINTS = endpoint_names(3)
 
     architecture: Architecture = "i3d"
+    checks_values = True  # of its input, in evaluation mode; whoever scales the input itself need not
 
     def __init__(
         self,
@@ -134,5 +135,5 @@ class I3D(Inception):
             "I3D",
             minimum_frames=MINIMUM_FRAMES,
             minimum_side=MINIMUM_SIDE,
-            check_values=not self.training,
+            check_values=self.checks_values and not self.training,
         )

@@ -244,7 +244,7 @@ def begin_with_pictures(network: nn.Module, pictures: InceptionV1) -> None:
         pictures: a network of RGB, whose input was in [-1, 1].
 
     Raises:
-        ValueError: if there is no Inception in the network, or `pictures` is not of RGB.
+        ValueError: if there is no Inception in the network, or `pictures` takes neither RGB nor as many channels.
     """
     bodies = [module for module in network.modules() if isinstance(module, Inception)]
     if not bodies:

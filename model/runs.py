@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from model.build import Network, build
-from model.checkpoint import Checkpoint, check_shapes, finite, head_names, plain_tensors, weight_shapes
+from model.checkpoint import (
+    Checkpoint,
+    check_shapes,
+    finite,
+    head_names,
+    plain_tensors,
+    require_classes,
+    weight_shapes,
+)
 from model.checkpoint_names import Format, require_names
 from model.i3d import I3D
 from model.layers import STREAM_CHANNELS, Architecture, Stream, TemporalPadding
@@ -94,9 +102,9 @@ def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
         CheckpointError: if it is of another version or contradicts itself.
     """
     format, version = _one_of(_KINDS, content.get("format")), content.get("format_version")
-    if format is None or version != _VERSION:
+    if format is None or type(version) is not int or version != _VERSION:
         raise CheckpointError(
-            f"has format {content.get('format')!r}, version {version!r}; "
+            f"has format {_shown(content.get('format'))}, version {_shown(version)}; "
             f"known are {' and '.join(_KINDS)}, version {_VERSION}"
         )
     architecture, streams, padding = _kind_of_network(content)
@@ -108,7 +116,7 @@ def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
     tensors = plain_tensors(names, model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     head = shapes[head_names(architecture, streams)[0]]
-    num_classes = max(head[0], 1) if head else 1
+    num_classes = require_classes(max(head[0], 1)) if head else 1
     check_shapes(names, shapes, weight_shapes(architecture, streams, num_classes))
     classes = _classes(content.get("classes"), num_classes)
     return Checkpoint(
@@ -119,16 +127,18 @@ def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
 def _kind_of_network(content: Mapping[Any, object]) -> tuple[Architecture, tuple[Stream, ...], TemporalPadding]:
     architecture = _one_of(_ARCHITECTURES, content.get("architecture"))
     if architecture is None:
-        raise CheckpointError(f"has the architecture {content.get('architecture')!r}, not one of {_ARCHITECTURES}")
+        raise CheckpointError(
+            f"has the architecture {_shown(content.get('architecture'))}, not one of {_ARCHITECTURES}"
+        )
     padding = _one_of(_PADDINGS, content.get("temporal_padding"))
     if padding is None:
-        raise CheckpointError(f"has the temporal padding {content.get('temporal_padding')!r}")
+        raise CheckpointError(f"has the temporal padding {_shown(content.get('temporal_padding'))}")
     listed = content.get("streams")
     streams = tuple(_one_of(STREAM_CHANNELS, name) for name in listed) if isinstance(listed, list) else ()
     known = tuple(stream for stream in streams if stream is not None)
     try:
         if len(known) != len(streams):
-            raise ValueError(f"streams {listed!r}")
+            raise ValueError("its streams are not rgb and flow")
         with torch.device("meta"):
             build(architecture, known, 1, temporal_padding=padding)
     except ValueError as error:
@@ -138,7 +148,12 @@ def _kind_of_network(content: Mapping[Any, object]) -> tuple[Architecture, tuple
 
 def _one_of(known: Iterable[Name], value: object) -> Name | None:
     """The known name that a value from a file is, if it is one."""
-    return next((name for name in known if name == value), None)
+    return next((name for name in known if isinstance(value, str) and name == value), None)
+
+
+def _shown(value: object) -> str:
+    """A value for a message; what is nested could be of any length."""
+    return repr(value)[:80] if isinstance(value, str | int) else f"of type {type(value).__name__}"
 
 
 def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:

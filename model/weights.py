@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoint, check_shapes, finite, fold_scales, plain_tensors, weight_shapes
+from model.checkpoint import (
+    Checkpoint,
+    check_shapes,
+    finite,
+    fold_scales,
+    plain_tensors,
+    require_classes,
+    weight_shapes,
+)
 from model.checkpoint_names import match_names, naming_of, refuse, require_names
 from model.i3d import I3D
 from model.inception import InceptionV1
@@ -229,4 +237,4 @@ def _sizes(stem: tuple[int, ...], head: tuple[int, ...], dimensions: int) -> tup
     """Numbers of classes and of input channels, by the shapes of the first convolution and the last layer."""
     if len(stem) != dimensions + 2 or not stem[1] or len(head) not in (2, 5) or not head[0]:
         raise CheckpointError(f"the first convolution has the shape {list(stem)}, the last layer {list(head)}")
-    return head[0], stem[1]
+    return require_classes(head[0]), stem[1]

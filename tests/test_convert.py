@@ -27,6 +27,7 @@ from model import (
     save_safetensors,
 )
 from train.convert import convert_command
+from train.evaluate import classes_of, load_streams
 
 CLASSES = ["archery", "bowling", "cooking egg"]
 BOTH: tuple[Stream, ...] = ("rgb", "flow")
@@ -210,6 +211,31 @@ def test_the_command_says_what_is_wrong(
     assert not list(tmp_path.iterdir())
 
 
+def test_class_names_go_along_where_a_file_or_its_format_has_them(tmp_path: Path) -> None:
+    """DeepMind's files name none and are of Kinetics; a new head has no names."""
+    network = build("i3d", ("rgb",), 400)
+    save_safetensors(tmp_path / "unnamed.safetensors", network, None)
+    assert classes_of(load_checkpoint(tmp_path / "unnamed.safetensors")) is None
+    streams = load_streams({"rgb": tmp_path / "unnamed.safetensors"})
+    assert streams.classes.labels[:2] == ("class 0", "class 1")
+
+
+def test_values_that_lie_are_refused_in_few_words(tmp_path: Path) -> None:
+    """A nested list of 1.5 kB would have been shown in gigabytes, and classes without data counted on."""
+    nested: list = []
+    for _ in range(12):
+        nested = [nested] * 10
+    save_run(tmp_path / "run.pt", build("i3d", ("rgb",), 3), None)
+    content = torch.load(tmp_path / "run.pt", weights_only=True)
+    huge = {**content["model"], "Logits.weight": torch.empty(2**62, 0, 1, 1, 1)}
+    lies = [{name: nested} for name in ("format", "architecture", "streams", "temporal_padding")]
+    for lie in (*lies, {"format_version": torch.ones(2)}, {"model": huge}):
+        torch.save(content | lie, tmp_path / "lie.pt")
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(tmp_path / "lie.pt")
+        assert len(str(caught.value)) < 500
+
+
 def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
     torch.save({"\x1b[2Jname": torch.zeros(1)}, tmp_path / "a.pt")
     result = convert(tmp_path / "a.pt", tmp_path / "out.safetensors")
@@ -254,7 +280,11 @@ def entry(dtype: str = "F32", shape: Sequence[int] = (1,), offsets: Sequence[int
         ({"a": entry(), "__metadata__": {"quo-vadis": "[" * 100_000}}, None, "its header is no JSON"),
         ({"a": entry(), "__metadata__": {"quo-vadis": "[]"}}, None, "its header is a list"),
         ({"a": entry(), "__metadata__": {"quo-vadis": "{}"}}, None, "no known naming"),
-        ({"a": entry(), "__metadata__": {"quo-vadis": '{"format": 3}'}}, None, "has format 3, version None"),
+        (
+            {"a": entry(), "__metadata__": {"quo-vadis": '{"format": 3}'}},
+            None,
+            "has format 3, version of type",
+        ),
         ({"a": entry(), "__metadata__": {"quo-vadis": '{"training": 1}'}}, None, "a training to resume"),
         ({"a": entry(), "__metadata__": {"format": "pt"}}, None, r"no known naming .* are \['a'\]"),
         ({"Conv3d_1a_7x7.conv3d.weight": entry()}, None, "286 missing"),

@@ -134,7 +134,7 @@ def test_testing_sees_the_middle(members):
         assert_same(parts_of(whole_clip(video, stream, 32), stream), crops_of(planes, range(count), 8, 8, 32))
         first = (count - 9) // 2
         middle = range(first, first + 9)
-        assert_same(parts_of(whole_clip(video, stream, 32, 9), stream), crops_of(planes, middle, 8, 8, 32))
+        assert_same(parts_of(whole_clip(video, stream, 32, middle), stream), crops_of(planes, middle, 8, 8, 32))
 
 
 CODINGS = {

@@ -15,6 +15,8 @@ from pipeline.cli import main
 from pipeline.video import decode_rgb
 from train.cli import evaluate_command, predict_command
 from train.decode import network_input, whole_clip
+from train.evaluate import clip_logits, load_streams
+from train.loader import whole_clips
 from train.stream import open_samples, read_json
 
 CLASSES = ["jump", "run", "stand"]
@@ -102,6 +104,30 @@ def test_prediction_equals_evaluation(clips, checkpoints, tmp_path):
     assert {place["label"]: place["probability"] for place in predicted["top"]} == pytest.approx(
         probabilities(evaluated), abs=1e-6
     )
+
+
+def test_bright_pictures_are_tested(checkpoints):
+    """A fade to white looks like an input that is scaled to [0, 1], which these cannot be."""
+    streams = load_streams({"rgb": checkpoints / "rgb.pt"})
+    pixels = torch.full((9, 48, 32), 128, dtype=torch.uint8)
+    pixels[:, :32] = torch.linspace(128, 235, 32).to(torch.uint8)
+    x = network_input(pixels[None], "rgb")
+    assert 0 <= x.min() < 0.05
+    assert x.max() > 0.5
+    assert torch.isfinite(clip_logits({"rgb": pixels}, streams)["rgb"]).all()
+
+
+def test_some_frames_of_the_middle_are_the_same_of_both_streams(dataset):
+    """Flow, of which there is one less, begins with the frame that it is the motion from."""
+    samples = open_samples(str(dataset))
+    sample, members = samples[0], samples[0].read()
+    frames = int(sample.record["flow_frames"])
+    for wanted in (frames - 2, frames - 3):
+        clip = next(iter(whole_clips(samples, ("rgb", "flow"), 32, wanted)))
+        start = (frames - wanted) // 2
+        for stream in ("rgb", "flow"):
+            whole = torch.from_numpy(whole_clip(members[f"{stream}.mp4"], stream, 32))
+            assert torch.equal(clip.pixels[stream], whole[start : start + wanted])
 
 
 def test_inputs_are_scaled_to_one(dataset):

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from model import load_checkpoint
 from pipeline.cli import main
 from tests import golden
+from tests.test_ranks import damaged_copy
 from train.cli import evaluate_command, predict_command, report_command, train_command
 from train.log import read_metrics
 
@@ -86,6 +87,17 @@ def test_what_does_not_go_together(tmp_path):
     command(train_command, *DATA, *SMALL, "--model", "lstm", "--stream", "rgb", "--output", tmp_path / "lstm")
     begun = said("--stream", "rgb", "--model", "two-stream", "--init", tmp_path / "lstm" / "model.pt")
     assert "its architecture is lstm, --model two-stream was asked for" in begun
+
+
+@pytest.mark.slow
+def test_one_clip_that_is_left_of_a_pass_ends_no_run(tmp_path):
+    """Of a single clip an LSTM's normalisation has no variance."""
+    damaged_copy(tmp_path / "data", (1,))
+    how = (*SMALL, "--model", "lstm", "--stream", "flow", "--batch-size", 2, "--steps", 4, "--evaluate-every", 4)
+    command(train_command, "--shards", tmp_path / "data", "--split", "train", *how, "--output", tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-2]["bad"] == 1
+    said = command(train_command, *DATA, *how, "--batch-size", 1, "--output", tmp_path / "one", status=1)
+    assert "wants at least 2" in said
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
         begin = record(start) if "TORCHELASTIC_RUN_ID" in os.environ else start
         begin(Options(**options))
     except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
 
 
 @click.command("i3d-eval", context_settings=CONTEXT)
@@ -238,7 +238,7 @@ def evaluate_command(
         if json_file is not None:
             write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     except (ValueError, CheckpointError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
     _print_summary(found)
 
 

@@ -17,6 +17,7 @@ from model import (
     load_inception_v1,
     save_safetensors,
 )
+from train.evaluate import classes_of
 from train.stream import Inputs, streams_of
 
 SUFFIX = ".safetensors"
@@ -60,7 +61,8 @@ def convert_command(
             checkpoint = load_checkpoint(source)
             if classes is not None:
                 checkpoint = checkpoint.with_new_head(classes)
-            network, names = checkpoint.network(), checkpoint.classes
+            named = classes_of(checkpoint) if classes is None else None
+            network, names = checkpoint.network(), named.labels if named else None
         save_safetensors(target, network, names)
     except (CheckpointError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error

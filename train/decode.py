@@ -29,14 +29,14 @@ _BLACK, _LUMA_STEPS, _GREY, _CHROMA_STEPS = 16, 219, 128, 224
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # their shares in Y, as BT.601 has them
 
 
-def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: int | None = None) -> np.ndarray:
+def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, some: range | None = None) -> np.ndarray:
     """A stored clip as it is tested (paper §3): all frames, centre crop.
 
     Args:
         video: the stored video of the stream.
         stream: which one it is.
         crop: side of the crop, in pixels; even.
-        frames: take only so many from the middle of the clip; all by default.
+        some: take only these pictures; all by default.
 
     Returns:
         [T, rows, crop] uint8: of RGB, Y over U beside V, rows = 3/2 · crop; of flow, the codes of
@@ -47,10 +47,7 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, frames: in
         VideoError: damaged RGB.
     """
     pictures = list(clip_pictures(video, stream, crop))
-    if frames is not None and frames < len(pictures):
-        start = (len(pictures) - frames) // 2
-        pictures = pictures[start : start + frames]
-    return np.stack(pictures)
+    return np.stack(pictures if some is None else pictures[some.start : some.stop])
 
 
 def clip_pictures(video: bytes, stream: Stream, crop: int = CROP_PIXELS) -> Iterator[np.ndarray]:

@@ -90,29 +90,44 @@ def load_streams(
     checkpoints = {inputs: load_checkpoint(path, streams_of(inputs)) for inputs, path in given.items()}
     networks = {inputs: fold_batch_norm(checkpoint.network()).to(device) for inputs, checkpoint in checkpoints.items()}
     for inputs, checkpoint in checkpoints.items():
-        classes = _classes_of(checkpoint, classes, str(given[inputs]))
+        classes = _agreed(checkpoint, classes, str(given[inputs]))
+    for network in networks.values():
+        network.checks_values = False
     assert classes is not None  # there is a checkpoint, and each one names its classes
     return Streams(networks, checkpoints, classes, device, precision)
 
 
-def _classes_of(checkpoint: Checkpoint, classes: ClassList | None, path: str) -> ClassList:
+def classes_of(checkpoint: Checkpoint) -> ClassList | None:
+    """The classes that a checkpoint names, or Kinetics' of the released networks and their ports, which name none.
+
+    Raises:
+        CheckpointError: names that are none.
+    """
+    if checkpoint.classes is None:
+        ours = checkpoint.format in ("run", "safetensors")
+        return None if ours else published_of_size(checkpoint.num_classes)
+    try:
+        return ClassList("checkpoint", checkpoint.classes)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _agreed(checkpoint: Checkpoint, classes: ClassList | None, path: str) -> ClassList:
     """The class list of the data or, where that is unknown, of the checkpoint; an error where the two disagree."""
     if classes is not None and len(classes.labels) != checkpoint.num_classes:
         raise CheckpointError(
             f"{path}: a network of {checkpoint.num_classes} classes, "
             f"where {len(classes.labels)} ({classes.name}) are wanted: was the data prepared with another --classes?"
         )
-    if checkpoint.classes is not None:
-        if classes is not None and classes.labels != checkpoint.classes:
-            pairs = zip(classes.labels, checkpoint.classes, strict=True)
-            place, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-            raise CheckpointError(f"{path}: class {place} is {theirs!r} there and {ours!r} in {classes.name}")
-        try:
-            return classes or ClassList("checkpoint", checkpoint.classes)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    by_number = ClassList(NUMBERED, tuple(f"class {i}" for i in range(checkpoint.num_classes)))
-    return classes or published_of_size(checkpoint.num_classes) or by_number
+    if checkpoint.classes is not None and classes is not None and classes.labels != checkpoint.classes:
+        pairs = zip(classes.labels, checkpoint.classes, strict=True)
+        place, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise CheckpointError(f"{path}: class {place} is {theirs!r} there and {ours!r} in {classes.name}")
+    try:
+        named = classes or classes_of(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return named or ClassList(NUMBERED, tuple(f"class {i}" for i in range(checkpoint.num_classes)))
 
 
 def evaluate(

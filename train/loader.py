@@ -154,13 +154,19 @@ class _WholeClips(Dataset):
         try:
             members = sample.read()
             metadata = read_json(members)
-            pixels = {stream: self._decoded(members, stream) for stream in self.streams}
+            some = self._middle(sample)
+            pixels = {s: torch.from_numpy(whole_clip(_video(members, s), s, self.crop, some)) for s in self.streams}
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
         return Clip(sample, metadata["label"], metadata["class_index"], pixels)
 
-    def _decoded(self, members: dict[str, bytes], stream: Stream) -> Tensor:
-        return torch.from_numpy(whole_clip(_video(members, stream), stream, self.crop, self.frames))
+    def _middle(self, sample: Sample) -> range | None:
+        """The pictures that are wanted of a clip, the same of all streams."""
+        there = min(int(sample.record[f"{stream}_frames"]) for stream in self.streams)
+        if self.frames is None or self.frames >= there:
+            return None
+        start = (there - self.frames) // 2
+        return range(start, start + self.frames)
 
 
 def _video(members: dict[str, bytes], stream: Stream) -> bytes:

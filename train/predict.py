@@ -81,6 +81,8 @@ def predict(
             another network than I3D.
     """
     check_times(start_seconds, end_seconds)
+    if crop > short_side:
+        raise ValueError(f"pictures of short side {short_side} are smaller than the crop of {crop}x{crop} (--crop)")
     for network in streams.networks.values():
         if endpoint is not None and not isinstance(network, I3D):
             raise ValueError(f"--features are of i3d, this network is {network.architecture}")

@@ -186,6 +186,11 @@ def _check_shares(options: Options, ranks: Ranks) -> None:
             f"--batch-size {options.batch_size} is that of all ranks together: it must be a multiple of "
             f"{ranks.count} ranks times --accumulate {options.accumulate}"
         )
+    if options.model in ("lstm", "c3d") and options.batch_size == ranks.count * options.accumulate:
+        raise ValueError(
+            f"--batch-size {options.batch_size}: --model {options.model} normalises over clips and wants at least 2 "
+            "on each rank in each of its --accumulate parts"
+        )
 
 
 def _require_one_run(configuration: Configuration, session: Session, ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifests.classes import ClassList, published_of_size
+from manifests.classes import ClassList
 from model import (
     Checkpoint,
     CheckpointError,
@@ -24,6 +24,7 @@ from model import (
     save_run,
     synchronise_batch_norm,
 )
+from train.evaluate import classes_of
 from train.plan import Plan, Share
 from train.ranks import Ranks
 from train.run import Configuration, Session, checkpoint_path, remove_old_checkpoints
@@ -121,6 +122,7 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
         fresh = [] if kept else head_names(network.architecture, network.streams)
         network.load_state_dict(initial.state_dict | {name: network.state_dict()[name] for name in fresh})
     network = channels_last(network.to(task.ranks.device)).train()
+    network.checks_values = False
     if task.session.checkpoint_activations:
         recompute_activations(network)
     if configuration.sync_bn and task.ranks.count > 1:
@@ -135,9 +137,9 @@ def new_state(task: Task, initial: Checkpoint | None) -> State:
 
 
 def keeps_head(initial: Checkpoint, classes: ClassList) -> bool:
-    """Whether a checkpoint's classes are those of the data; the released ones, which name none, have Kinetics'."""
-    published = published_of_size(initial.num_classes)
-    return classes.labels == (initial.classes or (published and published.labels))
+    """Whether a checkpoint's classes are those of the data."""
+    named = classes_of(initial)
+    return named is not None and named.labels == classes.labels
 
 
 def save(state: State, task: Task) -> None:

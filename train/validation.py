@@ -91,9 +91,12 @@ def _as_many(batches: Iterator[Batch], ranks: Ranks) -> Iterator[Batch]:
 
 
 def _good(batch: Batch) -> dict[Stream, Tensor]:
-    """The pixels of a batch without those that stand for bad samples; all where there are no others."""
+    """The pixels of a batch without those that stand for bad samples; all where fewer than two are left.
+
+    Of a single clip some layers have but one value a channel, and that has no variance.
+    """
     good = batch.weights > 0
-    return {s: pixels[good] for s, pixels in batch.pixels.items()} if good.any() else batch.pixels
+    return {s: pixels[good] for s, pixels in batch.pixels.items()} if good.sum() > 1 else batch.pixels
 
 
 def _totals(results: Iterator[ClipResult | Bad], quarantine: Quarantine, ranks: Ranks) -> dict[str, float]:
