@@ -22,6 +22,7 @@ from skimage.registration import optical_flow_tvl1
 from flow import VARIANTS, BackendUnavailable, decode_flow_codes, dequantise, encode_flow, quantise, tvl1, tvl1_pairs
 from manifests.sample import FlowCoding, RgbCoding
 from pipeline.video import decode_luma, encode_rgb
+from tests.bench_model import bench_model
 from tests.bench_pipeline import (
     PAIRS_PER_SECOND,
     bench_book_keeping,
@@ -181,6 +182,8 @@ def main(clips: tuple[Path, ...]) -> None:
         streamed = list(clips) or real_clips() or [rendered]
         for stream, rows in bench_streaming(streamed, Path(folder) / "streaming").items():
             table(f"Streaming: 64-frame 224x224 windows of {stream} on one core", rows)
+        for title, rows in bench_model():
+            table(title, rows)
         bench_flow()
         bench_threads()
         for clip in clips or (rendered,):

@@ -6,9 +6,11 @@ out as torch lays them out. It holds the same weights, and gives the same logits
 
 import copy
 import gc
+import os
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +25,8 @@ GIGA_MACS = 111.2  # of a clip of 64 x 224²; with the backward pass three times
 # Dense bf16 TFLOP/s that NVIDIA gives for its cards.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 ROUNDS = 3
+SHARED = Path(os.environ.get("QUO_VADIS_SHARED", Path(__file__).parents[2] / "shared"))
+WEIGHTS = SHARED / "weights/rgb_scratch/model.ckpt"
 
 Variants = dict[str, Callable[[], Tensor]]
 Case = tuple[int, int, int]  # clips, frames, pixels a side
@@ -195,50 +199,52 @@ def measured(variants: Variants, device: torch.device) -> tuple[dict[str, float]
     return {name: statistics.median(taken) for name, taken in seconds.items() if taken}, found
 
 
-def bench_model(weights: Path | None, *, compiled: bool) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Tables of all cases, with their titles.
+def bench_model() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Two tables with their titles, of inference and of training.
 
-    Args:
-        weights: a checkpoint of 3 input channels; without one, random weights.
-        compiled: measure what torch.compile makes of the network, too, which takes minutes on a CPU.
+    The weights are the released ones where they are, else random ones. What torch.compile makes of the network is measured too, on a CPU in one case of inference alone: it takes minutes
+    there for each, and of a training step in fp32 it makes nothing faster.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    network = (load_i3d(weights, "rgb") if weights else I3D(dropout=0.0)).to(device)
+    network = (load_i3d(WEIGHTS, "rgb") if WEIGHTS.with_suffix(".ckpt.index").is_file() else I3D()).to(device)
     network.dropout.p = 0.0
     tested: list[Case] = [(1, FRAMES, SIDE), (2, FRAMES, SIDE)]
     trained: list[Case] = [(2, 16, 128), (1, FRAMES, SIDE)]
+    where = f"{torch.get_num_threads()} threads"
+    compiled = {(inference, tested[0])} if shutil.which(os.environ.get("CXX", "g++")) else set()
     if device.type == "cuda":
         tested += [(batch, FRAMES, SIDE) for batch in (8, 32, 128)]
         trained = [(batch, FRAMES, SIDE) for batch in (2, 8, 24, 64, 128)]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    kinds = (("Inference", inference, tested, 1), ("A training step", training, trained, 3))
-    return [
-        (f"{title} of I3D, {where}: clips/s, times the plain one's", _table(network, make, cases, passes, compiled))
-        for title, make, cases, passes in kinds
-    ]
+        where = torch.cuda.get_device_name(device)
+        compiled = {*((inference, case) for case in tested), *((training, case) for case in trained)}
+    for title, make, cases, passes in (("inference", inference, tested, 1), ("a training step", training, trained, 3)):
+        rows: list[tuple[str, ...]] = [("clips", "way", "clips/s", "ratio", "difference", "of the bf16 peak")]
+        for case in cases:
+            rows += _rows(network, make, case, passes, compiled=(make, case) in compiled)
+            gc.collect()
+        yield f"I3D, {title}, {where}: ratio to the plain one's clips/s", rows
 
 
-def _table(
-    network: I3D, make: Callable[..., Variants], cases: Sequence[Case], passes: int, compiled: bool
+def _rows(
+    network: I3D, make: Callable[..., Variants], case: Case, passes: int, *, compiled: bool
 ) -> list[tuple[str, ...]]:
-    """A row for each way in each case; `passes` of the network are a step's work."""
+    """A row for each way; `passes` of the network are a step's work."""
+    batch, frames, side = case
     device = next(network.parameters()).device
-    rows: list[tuple[str, ...]] = [("clips", "way", "clips/s", "ratio", "difference", "of the bf16 peak")]
-    for batch, frames, side in cases:
-        torch._dynamo.reset()
-        clips = torch.rand(batch, network.in_channels, frames, side, side, device=device) * 2 - 1
-        seconds, found = measured(make(network, PlainI3D(network).to(device), clips, compiled=compiled), device)
-        for name, taken in seconds.items():
-            ratio = f"{seconds['plain'] / taken:.2f}" if "plain" in seconds else "no memory for the plain one"
-            apart = "-"
-            if "plain" in found and name != "plain":
-                apart = f"{((found[name] - found['plain']).norm() / found['plain'].norm()).item():.1e}"
-            flops = 2e9 * GIGA_MACS * passes * batch * (frames * side**2) / (FRAMES * SIDE**2) / taken
-            rows.append(
-                (f"{batch} x {frames} x {side}²", name, f"{batch / taken:.2f}", ratio, apart, _share(flops, device))
-            )
-        gc.collect()
+    torch.compiler.reset()
+    clips = torch.rand(batch, network.in_channels, frames, side, side, device=device) * 2 - 1
+    seconds, found = measured(make(network, PlainI3D(network).to(device), clips, compiled=compiled), device)
+    rows = []
+    for name, taken in seconds.items():
+        ratio = f"{seconds['plain'] / taken:.2f}" if "plain" in seconds else "no memory for the plain one"
+        apart = "-"
+        if "plain" in found and name != "plain":
+            apart = f"{((found[name] - found['plain']).norm() / found['plain'].norm()).item():.1e}"
+        flops = 2e9 * GIGA_MACS * passes * batch * (frames * side**2) / (FRAMES * SIDE**2) / taken
+        rows.append(
+            (f"{batch} x {frames} x {side}²", name, f"{batch / taken:.2f}", ratio, apart, _share(flops, device))
+        )
     return rows
 
 
