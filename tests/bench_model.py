@@ -202,8 +202,9 @@ def measured(variants: Variants, device: torch.device) -> tuple[dict[str, float]
 def bench_model() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """Two tables with their titles, of inference and of training.
 
-    The weights are the released ones where they are, else random ones. What torch.compile makes of the network is measured too, on a CPU in one case of inference alone: it takes minutes
-    there for each, and of a training step in fp32 it makes nothing faster.
+    The weights are the released ones where they are, else random ones. What torch.compile makes of the network is
+    measured too, on a CPU in one case of inference alone: it takes minutes there for each, and of a training step in
+    fp32 it makes nothing faster.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
