@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from train.cli import evaluate_command, predict_command, report_command, train_command
+from train.filters import filters_command
 from train.table1 import table1_command
 
 COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "purge"}
@@ -19,6 +20,7 @@ COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "
         (evaluate_command, ()),
         (predict_command, ()),
         (report_command, ()),
+        (filters_command, ()),
         (table1_command, ()),
     ],
 )
