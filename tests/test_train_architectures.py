@@ -29,7 +29,7 @@ def command(which, *arguments, status=0):
         pytest.param("lstm", "rgb", marks=pytest.mark.slow),
         pytest.param("lstm", "flow", marks=pytest.mark.slow),
         pytest.param("two-stream", "rgb", marks=pytest.mark.slow),
-        ("two-stream", "both"),
+        pytest.param("two-stream", "both", marks=pytest.mark.slow),
         pytest.param("fused", "flow", marks=pytest.mark.slow),
         pytest.param("fused", "both", marks=pytest.mark.slow),
     ],
