@@ -130,6 +130,14 @@ class Place:
         stats = {path.name: path.stat() for path in self.output.glob("clips/*/[!.]*.tar")}
         return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
+    def has_begun(self, name: str) -> bool:
+        """Whether a temporary file of that name holds something; folders may come and go while they are looked at."""
+        scratch = os.walk(self.output / ".scratch")
+        found = (Path(folder, name) for folder, _, names in scratch if name in names)
+        with contextlib.suppress(FileNotFoundError):
+            return any(path.stat().st_size for path in found)
+        return False
+
     def leavings(self) -> list[Path]:
         """Temporary files and folders that should have gone."""
         files = [path for path in self.output.rglob("*") if path.suffix == ".partial" or path.name == ".scratch"]

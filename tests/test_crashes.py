@@ -132,7 +132,7 @@ def wait_for_moment(place, moment, run, server):
     if moment.stop:
         place.wait_until_stopped(run)
     elif moment.served and not moment.ranges:
-        wait_for(lambda: any(path.stat().st_size for path in place.output.glob(".scratch/**/video/video.mp4")))
+        wait_for(lambda: place.has_begun("video.mp4"))
     else:
         wait_for(server.asked.is_set)
     wait_for(lambda: len([name for name in place.finished() if "rgb" not in name]) >= moment.finished)
