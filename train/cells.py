@@ -24,9 +24,9 @@
     models = ["i3d"]
     streams = ["rgb", "flow", "both"]
 
-A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with its command in command.json and what was found
-in result.json. RGB and flow together are of I3D two networks, whose cells must stand before: i3d-eval tests them together. All else is
-i3d-transfer's.
+A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with what was found in result.json, its command
+beside that folder. RGB and flow together are of I3D two networks, whose cells must stand before: i3d-eval tests them
+together. All else is i3d-transfer's.
 """
 
 import re
