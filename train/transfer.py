@@ -92,14 +92,16 @@ class Candidate:
     val_loss: float | None
 
 
-def run_cell(folder: Path, cell: Cell, programs: Programs, fix: Callable[[], list[Candidate]]) -> dict[str, Any]:
+def run_cell(
+    folder: Path, cell: Cell, programs: Programs, fix: Callable[[], list[Candidate]] | None = None
+) -> dict[str, Any]:
     """Do what is missing of a cell: choose the learning rate, train, test.
 
     Args:
         folder: of the cell.
         cell: what it is.
         programs: how to train and test.
-        fix: of "fixed": choose the rate and write `NETWORK`.
+        fix: of "fixed", instead of i3d-train: try the rates and write `NETWORK`; gives what each came to.
 
     Returns:
         `result.json`: what i3d-eval says of the network on the test clips, and `model`, `stream`, `setting`, `initial`,
@@ -117,7 +119,7 @@ def run_cell(folder: Path, cell: Cell, programs: Programs, fix: Callable[[], lis
         result = folder / RESULT
         if result.exists():
             return _read(result)
-        if cell.setting == "fixed":
+        if fix is not None:
             candidates = fix()
             rate = best_of(candidates).rate if candidates else cell.rates[0]
         else:

@@ -1,6 +1,7 @@
 """The command `i3d-transfer`: one cell of table 4, with i3d-train's own options for the trainings that it needs."""
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,19 +10,24 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
+import torch
 from click.core import ParameterSource
 
 from manifests.clip import printable
 from manifests.lease import LeaseHeld
-from model import Architecture, Checkpoint, CheckpointError, load_checkpoint
+from model import Architecture, Checkpoint, CheckpointError, load_checkpoint, save_run
 from train.children import ProgramFailed
 from train.cli import CONTEXT, HELD_OUT_SHARE, train_command
+from train.frozen import features_of, with_softmax
+from train.hold_out import hold_out
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
-from train.schedule import rate_of_batch
-from train.start import MAXIMUM_STEPS
+from train.schedule import Schedule, rate_of_batch, schedule_steps
+from train.softmax import Labelled, Training, train_softmax
+from train.start import MAXIMUM_STEPS, MAXIMUM_WORKERS
 from train.stream import Inputs, Samples, at_snapshot, open_samples, streams_of, trainable_samples
-from train.transfer import RESULT, Candidate, Cell, Programs, Setting, run_cell, snapshot_of
+from train.transfer import NETWORK, RESULT, Candidate, Cell, Programs, Setting, best_of, run_cell, snapshot_of
 
 RECIPE_OF: dict[Setting, RecipeName] = {"original": "original", "fixed": "finetune", "full-ft": "finetune"}
 CANDIDATES = (1.0, 0.3, 0.1)  # of the rate that the released networks were trained with, in proportion to the batch
@@ -195,7 +201,10 @@ def transfer(asked: Asked) -> dict[str, Any]:
         validation=identity(validation) if validation is not None else None,
         test=identity(test),
     )
-    return run_cell(asked.output, cell, _programs(asked), partial(_fix, asked, cell, initial, samples, validation))
+    if initial is not None and cell.setting == "fixed":
+        fix = partial(_fix, asked, cell, initial, samples, validation)
+        return run_cell(asked.output, cell, _programs(asked), fix)
+    return run_cell(asked.output, cell, _programs(asked))
 
 
 def _initial(asked: Asked) -> Checkpoint | None:
@@ -252,7 +261,55 @@ def _words(asked: Asked) -> Sequence[str]:
 
 
 def _fix(
-    asked: Asked, cell: Cell, initial: Checkpoint | None, samples: Samples, validation: Samples | None
+    asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples, validation: Samples | None
 ) -> list[Candidate]:
-    """Train the last layer of the frozen network, and write the network."""
-    raise NotImplementedError
+    """Train the last layer of the frozen network, write the network, and say what each rate came to."""
+    labels = samples.classes.labels if samples.classes is not None else ()
+    clips = _labelled(asked, cell, initial, samples)
+    rest, held_out = clips, None
+    if validation is not None:
+        held_out = _labelled(asked, cell, initial, validation)
+    elif cell.hold_out is not None:
+        _, chosen = hold_out(samples, cell.hold_out)
+        is_held_out = np.isin(samples.records["key"], chosen.records["key"])
+        rest, held_out = clips.take(~is_held_out), clips.take(is_held_out)
+    candidates = []
+    if held_out is not None and len(cell.rates) > 1:
+        for rate in cell.rates:
+            found = train_softmax(rest, len(labels), _softmax_training(asked, cell, rate), held_out)
+            candidates.append(Candidate(rate, *((None, None) if found is None else found.judged(held_out))))
+    rate = best_of(candidates).rate if candidates else cell.rates[0]
+    on_validation = held_out if validation is not None else None
+    softmax = train_softmax(clips, len(labels), _softmax_training(asked, cell, rate), on_validation)
+    if softmax is None:
+        raise RunError(f"the classifier diverged with the learning rate {rate:g}: give lower --rates")
+    save_run(asked.output / NETWORK, with_softmax(initial, softmax).network(), labels)
+    return candidates
+
+
+def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> Labelled:
+    """Features of clips."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = asked.training["workers"]
+    if workers is None:
+        workers = min(MAXIMUM_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    folder = asked.features or asked.output / "features"
+    click.echo(f"features of {len(samples)} clips, kept in {folder}")
+    pieces = features_of(samples, initial, cell.crop, folder, device, workers)
+    classes = samples.records["class_index"].astype(np.int64)
+    return Labelled(torch.from_numpy(np.concatenate(list(pieces))), torch.from_numpy(classes))
+
+
+def _softmax_training(asked: Asked, cell: Cell, rate: float) -> Training:
+    """How the classifier is trained with a rate."""
+    values = _values(asked)
+    length = schedule_steps(values["schedule"], cell.steps)
+    return Training(
+        steps=cell.steps,
+        batch_size=cell.batch_size,
+        schedule=Schedule(values["schedule"], rate, values["warm_up_steps"], length),
+        patience=values["patience"],
+        evaluate_every=values["evaluate_every"],
+        weight_decay=values["weight_decay"],
+        seed=values["seed"],
+    )
