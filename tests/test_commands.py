@@ -7,6 +7,7 @@ from pipeline.cli import main
 from train.cli import evaluate_command, predict_command, report_command, train_command
 from train.filters import filters_command
 from train.table1 import table1_command
+from train.transfer_command import transfer_command
 
 COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "purge"}
 
@@ -22,6 +23,7 @@ COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "
         (report_command, ()),
         (filters_command, ()),
         (table1_command, ()),
+        (transfer_command, ()),
     ],
 )
 def test_help_has_an_example(command, arguments):

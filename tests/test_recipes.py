@@ -8,12 +8,14 @@ TYPED = {
     "paper": {"stream": "rgb"},
     "released-rgb": {"stream": "rgb"},
     "released-flow": {"stream": "flow"},
+    "original": {"stream": "rgb"},
     "finetune": {"stream": "flow", "init": "k400.pt"},
 }
 EXPECTED = {  # clips a step, steps, schedule, learning rate
     "paper": (384, 110_000, "plateau", 0.1),
     "released-rgb": (384, 115_000, "released", 0.1),
     "released-flow": (384, 155_000, "released", 0.1),
+    "original": (96, 5_000, "plateau", 0.025),
     "finetune": (96, 5_000, "plateau", 0.0025),
 }
 
@@ -76,11 +78,11 @@ def test_what_the_machine_changes_is_said():
     assert "sees 48 at a time" in describe("released-rgb", synchronised)
 
 
-@pytest.mark.parametrize("name", ["paper", "finetune"])
+@pytest.mark.parametrize("name", ["paper", "original", "finetune"])
 def test_a_plateau_without_validation_is_pointed_out(name):
     note = "Without --val-shards"
     assert note in describe(name, lay_recipe(name, TYPED[name]))
-    for more in ({"val_shards": "k400"}, {"schedule": "cosine"}):
+    for more in ({"val_shards": "k400"}, {"hold_out": 0.2}, {"schedule": "cosine"}):
         assert note not in describe(name, lay_recipe(name, {**TYPED[name], **more}))
 
 

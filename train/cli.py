@@ -22,6 +22,7 @@ from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.decode import CROP_PIXELS
 from train.evaluate import evaluate, load_streams, require_good, summary
+from train.hold_out import LARGEST_SHARE, hold_out
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
 from train.predict import predict, write_features
@@ -31,7 +32,7 @@ from train.run import Precision, RunError
 from train.schedule import SCHEDULES
 from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
-from train.stream import Inputs, open_samples
+from train.stream import Inputs, open_samples, trainable_samples
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
@@ -51,6 +52,7 @@ CROP_OPTION = click.option(
     show_default=True,
     help="Side in pixels, even.",
 )
+HELD_OUT_SHARE = click.FloatRange(0, LARGEST_SHARE, min_open=True)
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
 PRECISION_OPTION = click.option(
     "--precision",
@@ -81,6 +83,11 @@ BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Chec
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--val-shards", help="Test on these whole clips at every evaluation.")
 @click.option("--val-split", help="Only this split of --val-shards.")
+@click.option(
+    "--hold-out",
+    type=HELD_OUT_SHARE,
+    help="Train without this share of the clips, and test on it; whole source videos of each class.",
+)
 @click.option("--steps", type=click.IntRange(1, MAXIMUM_STEPS), help="How many steps in all; this or --epochs.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
 @click.option("--recipe", type=click.Choice(RECIPES), help="Train as was published; prints what that sets.")
@@ -197,6 +204,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
 @click.command("i3d-eval", context_settings=CONTEXT)
 @click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
 @click.option("--split", help="Only this split, such as val or test1.")
+@click.option("--hold-out", "share", type=HELD_OUT_SHARE, help="Only those clips that i3d-train --hold-out left out.")
 @RGB_OPTION
 @FLOW_OPTION
 @BOTH_OPTION
@@ -207,6 +215,7 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
 def evaluate_command(
     shards: str,
     split: str | None,
+    share: float | None,
     rgb: Path | None,
     flow: Path | None,
     both: Path | None,
@@ -225,6 +234,8 @@ def evaluate_command(
     """
     try:
         samples = open_samples(shards, split)
+        if share is not None:
+            _, samples = hold_out(trainable_samples(samples, ()), share)
         if flow is not None or both is not None:
             samples.require_one_flow()
         streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes, precision=precision)
@@ -234,7 +245,7 @@ def evaluate_command(
         results = list(
             track(found_by_clip, "clips", total=len(samples), console=console, transient=True, disable=quiet)
         )
-        found = summary(results, samples, streams)
+        found = {**summary(results, samples, streams), "hold_out": share}
         if json_file is not None:
             write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     except (ValueError, CheckpointError, OSError) as error:

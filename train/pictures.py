@@ -20,6 +20,7 @@ from model import CheckpointError
 from pipeline.video import VideoError, decode_rgb
 from train.decode import MEMBER_OF, whole_clip
 from train.evaluate import clip_logits, load_streams, sum_of_streams, top_classes
+from train.hold_out import hold_out
 from train.page import Run
 from train.report import judged
 from train.run import identity
@@ -90,6 +91,9 @@ def _validation_samples(run: Run) -> Samples:
     snapshot = validation.get("snapshot")
     pinned = at_snapshot(shards, snapshot) if isinstance(snapshot, str) else shards
     samples = trainable_samples(open_samples(pinned, validation.get("split")), streams_of(run.stream))
+    share = run.config["configuration"].get("hold_out")
+    if isinstance(share, float):
+        samples = hold_out(samples, share)[1]
     if identity(samples)["sha256"] != validation.get("sha256"):
         raise FormatError(f"{shards} holds other clips than those it was validated on")
     return samples

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from model import Architecture
 from train.schedule import RELEASED_BATCH, RELEASED_RATE, RELEASED_STEPS, ScheduleName, rate_of_batch
 
-RecipeName = Literal["paper", "released-rgb", "released-flow", "finetune"]
+RecipeName = Literal["paper", "released-rgb", "released-flow", "original", "finetune"]
 RECIPES: tuple[str, ...] = get_args(RecipeName)
 
 REPLICA_CLIPS = 6  # a step, of each of the 64 replicas that trained the released networks
 LINE = 110  # characters of a note
-PAPER_GPUS, PAPER_3D_GPUS, FINETUNE_GPUS = 32, 64, 16
+PAPER_GPUS, PAPER_3D_GPUS, BENCHMARK_GPUS = 32, 64, 16  # benchmarks: UCF-101 and HMDB-51
 C3D_CLIPS = 15  # a step, of each GPU
 _RELEASED = "kinetics-i3d README"
 _CODE = "kinetics-i3d code"
@@ -100,9 +100,9 @@ def describe(name: RecipeName, laid: Laid) -> str:
 
 def _batch(name: RecipeName, model: Architecture) -> Setting:
     """Clips a step, as the recipe's source says."""
-    if name in ("paper", "finetune"):
+    if not name.startswith("released-"):
         of_paper = PAPER_3D_GPUS if model in ("c3d", "i3d") else PAPER_GPUS
-        gpus = of_paper if name == "paper" else FINETUNE_GPUS
+        gpus = of_paper if name == "paper" else BENCHMARK_GPUS
         clips = _pass_clips(model)
         of_clips = "paper §2.2" if model == "c3d" else f"{_RELEASED}; the paper says none"
         return Setting("batch_size", gpus * clips, f"{gpus} GPUs (paper §2.5) × {clips} clips ({of_clips})")
@@ -119,6 +119,7 @@ def _settings(name: RecipeName, model: Architecture, batch_size: int, devices: i
     schedule: ScheduleName = "released" if name.startswith("released-") else "plateau"
     steps, length = {
         "paper": (110_000, "paper §2.5: 110k steps"),
+        "original": (5_000, "paper §2.5: up to 5k steps"),
         "finetune": (5_000, "paper §2.5: up to 5k steps"),
         "released-rgb": (RELEASED_STEPS["rgb"], f"{_RELEASED}: 115k steps"),
         "released-flow": (RELEASED_STEPS["flow"], f"{_RELEASED}: 155k steps"),
@@ -127,7 +128,7 @@ def _settings(name: RecipeName, model: Architecture, batch_size: int, devices: i
         steps = math.ceil(steps * batch.value / batch_size)
         length += f" of {batch.value} clips, as many clips in all"
     rate, origin = RELEASED_RATE, f"{_RELEASED}: 0.1 for {RELEASED_BATCH} clips, in proportion"
-    if name == "paper":
+    if name in ("paper", "original"):
         origin += "; the paper tuned it and names none"
     if name == "finetune":
         rate, origin = RELEASED_RATE / 10, f"ours: a tenth of the released rate for each clip ({_RELEASED})"
@@ -196,11 +197,12 @@ def _notes(name: RecipeName, options: Mapping[str, Any], batch_size: int, device
         f"sees {together} at a time, a replica of the released training {REPLICA_CLIPS}. "
         "Fewer passes (--accumulate) are faster where memory allows."
     ]
-    if name in ("paper", "finetune") and options.get("schedule") == "plateau" and options.get("val_shards") is None:
+    untested = options.get("val_shards") is None and options.get("hold_out") is None
+    if not name.startswith("released-") and options.get("schedule") == "plateau" and untested:
         notes.append(
             "Without --val-shards the schedule looks at the training loss; the paper's looks at the validation loss."
         )
-    if name != "finetune" and options.get("init") is None:
+    if name not in ("original", "finetune") and options.get("init") is None:
         notes.append(
             "Without --init it begins with random weights. On Kinetics' test set released networks that did so have a "
             "top-1 of 68.4 % (RGB) and 61.5 % (flow), those begun with ImageNet's 71.1 % and 63.4 %."

@@ -6,6 +6,7 @@ RUN/tensorboard/           the same for TensorBoard
 RUN/model.pt, best.pt      the network at the last evaluation, and at that of the lowest validation loss
 RUN/checkpoints/           the newest states of the training, to resume from
 RUN/quarantine.jsonl       samples that cannot be used, where there are any
+RUN/diverged.txt           where and how the loss ceased to be a number, if it did
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from train.stream import Inputs, Samples, at_snapshot
 Precision = Literal["fp32", "bf16"]
 
 CHECKPOINTS_KEPT = 2
+DIVERGED = "diverged.txt"
 _CONFIG = "config.json"
 _CHECKPOINT = re.compile(r"[0-9]{9}\.pt")
 
@@ -55,6 +57,7 @@ class Configuration:
     precision: Precision
     data: dict[str, Any]  # `identity` of the samples
     validation: dict[str, Any] | None
+    hold_out: float | None  # share of the split that the validation clips are
     initial: dict[str, str] | None  # SHA-256 of the checkpoint's files
     momentum: float = 0.9
     weight_decay: float = 1e-7  # of the released training; the paper names none
@@ -136,6 +139,7 @@ def open_run(folder: Path, configuration: Configuration, session: Session, resum
     remove_partial_files(folder)
     if not steps:
         (folder / QUARANTINE).unlink(missing_ok=True)  # perhaps of other samples
+    (folder / DIVERGED).unlink(missing_ok=True)
     for unfinished in folder.glob("**/.*.unfinished"):
         unfinished.unlink()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

@@ -9,21 +9,23 @@ from pathlib import Path
 
 import torch
 
+from manifests.files import write_file
 from manifests.lease import lease
 from manifests.sample import FormatError, differences
 from model import Architecture, Checkpoint, Stream, load_checkpoint
 from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
 from train.decode import C3D_SIDE
+from train.hold_out import hold_out
 from train.loader import naming_dead_workers, training_batches
 from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
 from train.ranks import Ranks, joined, this_rank
-from train.run import Configuration, Precision, RunError, Session, identity, open_run, pinned
+from train.run import DIVERGED, Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.samplers import window_of
 from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
-from train.state import Task
+from train.state import NonFiniteLossError, Task
 from train.stream import Inputs, Samples, open_samples, streams_of, trainable_samples
 
 MAXIMUM_WORKERS = 8
@@ -41,6 +43,7 @@ class Options:
     output: Path | None
     val_shards: str | None
     val_split: str | None
+    hold_out: float | None
     steps: int | None
     epochs: float | None
     batch_size: int
@@ -101,7 +104,12 @@ def start(options: Options) -> None:
         newest = ranks.from_first(claim)
         if ranks.first:
             print(_said_at_the_start(task, newest), file=sys.stderr)
-        train(task, initial, newest)
+        try:
+            train(task, initial, newest)
+        except NonFiniteLossError as error:
+            if ranks.first:
+                write_file(task.folder / DIVERGED, f"{error}\n".encode())
+            raise
 
 
 def _said_at_the_start(task: Task, newest: Path | None) -> str:
@@ -123,6 +131,8 @@ def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
     samples = trainable_samples(open_samples(shards, options.split, cache), streams_of(options.stream))
     _require_room(samples)
     validation = _validation(options, folder, samples, cache)
+    if options.hold_out is not None:
+        samples, validation = hold_out(samples, options.hold_out)
     initial = load_checkpoint(options.init, streams_of(options.stream)) if options.init is not None else None
     if initial is not None and initial.architecture != options.model:
         raise ValueError(
@@ -150,6 +160,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"--stream both: --model {options.model} sees one stream; train each, and test them together")
     if options.val_shards is None and options.val_split is not None:
         raise ValueError(f"--val-split {options.val_split} wants --val-shards")
+    if options.val_shards is not None and options.hold_out is not None:
+        raise ValueError(f"--hold-out {options.hold_out:g}: clips to test on come from --val-shards already")
 
 
 def _cache(options: Options) -> Cache | None:
@@ -223,6 +235,7 @@ def _configuration(
         precision=_precision(options.precision, ranks.device),
         data=identity(samples),
         validation=identity(validation) if validation is not None else None,
+        hold_out=options.hold_out,
         initial=initial.sha256 if initial is not None else None,
         weight_decay=options.weight_decay,
         dropout=options.dropout,
@@ -245,7 +258,7 @@ def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
         checkpoint_activations=options.checkpoint_activations,
         max_bad=options.max_bad,
         shards=options.shards,
-        validation_shards=options.val_shards,
+        validation_shards=options.val_shards if options.hold_out is None else options.shards,
         init=str(options.init) if options.init is not None else None,
         device=str(ranks.device),
         command=sys.argv,

@@ -1,0 +1,140 @@
+"""Features of a frozen network (paper §5, "Fixed"): what its last layer sees of whole clips, kept in files."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifests.files import canonical_json, complete_file
+from manifests.sample import FormatError
+from model import Checkpoint, Network, Stream, fold_batch_norm, head_names
+from train.evaluate import network_logits
+from train.loader import Bad, whole_clips
+from train.run import identity
+from train.softmax import Softmax
+from train.stream import Samples
+
+PIECE_CLIPS = 256  # whose features are one file: what a stop costs at most
+_VERSION = 1  # of what the files hold
+
+
+def features_of(
+    samples: Samples, checkpoint: Checkpoint, crop: int, folder: Path, device: torch.device, workers: int = 0
+) -> Iterator[np.ndarray]:
+    """Features of clips by a frozen network, from files of a folder where they are there, else computed and kept.
+
+    A file's name is a hash of all that decides what it holds: the clips, the network and the crop.
+
+    Args:
+        samples: which clips.
+        checkpoint: the network, whose last layers do not matter.
+        crop: side of the centre crop, in pixels.
+        folder: of the files; made where it is missing.
+        device: where to compute.
+        workers: processes that decode.
+
+    Yields:
+        [n, features] float32, mapped from its file: of up to `PIECE_CLIPS` clips, in the order of the samples.
+
+    Raises:
+        FormatError: a clip that cannot be used, or a damaged file of features.
+        OSError: a clip that cannot be reached, or a file that cannot be written.
+    """
+    network: Network | None = None
+    for start in range(0, len(samples), PIECE_CLIPS):
+        piece = samples.take(range(start, min(start + PIECE_CLIPS, len(samples))))
+        file = folder / f"{_name(piece, checkpoint, crop)}.npy"
+        if not file.exists():
+            network = network or _frozen(checkpoint, device)
+            rows = [clip_features(p, network, device) for p in _pixels(piece, network.streams, crop, workers)]
+            with complete_file(file) as content:
+                np.save(content, torch.stack(rows).numpy(), allow_pickle=False)
+        try:
+            found = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise FormatError(f"{file}: damaged, remove it: {error}") from error
+        if found.ndim != 2 or len(found) != len(piece) or found.dtype != np.float32:
+            raise FormatError(f"{file}: {found.dtype} {found.shape} are no features of {len(piece)} clips, remove it")
+        yield found
+
+
+def clip_features(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
+    """What a network's last layer sees of a clip when it is tested, averaged over windows, steps and places.
+
+    The mean logits of the clip are the last layer of this mean, as the layer is linear. Of a network with a last layer
+    for each stream it is the features of all, in the order of `head_layers`.
+
+    Args:
+        pixels: [T, rows, W] uint8 of each stream, of the whole clip.
+        network: in evaluation mode, on the device.
+        device: where it is.
+
+    Returns:
+        [features] float32 on the CPU.
+    """
+    layers = head_layers(network)
+    seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+
+    def note(layer: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        channels_last = x.movedim(1, -1) if x.ndim == 5 else x
+        seen[layer].append(channels_last.flatten(0, -2).float().cpu())
+
+    hooks = [network.get_submodule(layer).register_forward_pre_hook(partial(note, layer)) for layer in layers]
+    try:
+        network_logits(pixels, network, device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([torch.cat(seen[layer]).mean(0) for layer in layers])
+
+
+def head_layers(network: Network) -> list[str]:
+    """Names of the layers that give the logits: one, or one of each stream."""
+    names = head_names(network.architecture, network.streams)
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def _name(samples: Samples, checkpoint: Checkpoint, crop: int) -> str:
+    what = {
+        "version": _VERSION,
+        "clips": identity(samples)["sha256"],
+        "checkpoint": sorted(checkpoint.sha256.values()),
+        "crop": crop,
+    }
+    return hashlib.sha256(canonical_json(what)).hexdigest()[:32]
+
+
+def _frozen(checkpoint: Checkpoint, device: torch.device) -> Network:
+    network = fold_batch_norm(checkpoint.network()).to(device)
+    network.checks_values = False
+    return network
+
+
+def _pixels(samples: Samples, streams: Sequence[Stream], crop: int, workers: int) -> Iterator[dict[Stream, Tensor]]:
+    for clip in whole_clips(samples, streams, crop, workers=workers):
+        if isinstance(clip, Bad):
+            raise FormatError(clip.message)
+        yield clip.pixels
+
+
+def with_softmax(checkpoint: Checkpoint, softmax: Softmax) -> Checkpoint:
+    """The network with a classifier of its features as its last layer, of unnamed classes.
+
+    Where several layers give the logits, whose mean they are, each gets its features' part of the weights.
+    """
+    headed = checkpoint.with_new_head(len(softmax.bias))
+    network = headed.network()
+    layers = head_layers(network)
+    tensors = dict(headed.state_dict)
+    sizes = [tensors[f"{layer}.weight"].shape[1] for layer in layers]
+    for layer, weight in zip(layers, torch.split(softmax.weight, sizes, dim=1), strict=True):
+        like = tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight"] = (weight * len(layers)).reshape(like.shape)
+        tensors[f"{layer}.bias"] = softmax.bias.clone()
+    return replace(headed, state_dict=tensors)
