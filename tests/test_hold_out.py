@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from manifests.sample import FormatError
 from pipeline.cli import main
 from tests import golden
-from train.cli import evaluate_command, report_command, train_command
+from train.cli import report_command, train_command
+from train.eval_command import evaluate_command
 from train.hold_out import hold_out, source_video
 from train.log import read_metrics
 from train.stream import open_samples, read_json
@@ -73,7 +74,7 @@ def test_the_choice_depends_on_no_order(dataset):
 def test_a_share_that_is_less_than_half_a_video_is_refused(dataset):
     with pytest.raises(FormatError, match="less than half a video of any class"):
         hold_out(open_samples(str(dataset)), 0.05)
-    with pytest.raises(ValueError, match="at most 0.5"):
+    with pytest.raises(ValueError, match=r"at most 0\.5"):
         hold_out(open_samples(str(dataset)), 0.6)
 
 

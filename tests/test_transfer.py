@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from model import Checkpoint, build, load_checkpoint, save_run
 from tests import golden
 from tests.demo.render import CLASSES
-from train.cli import evaluate_command
+from train.eval_command import evaluate_command
 from train.evaluate import network_logits
 from train.frozen import clip_features, features_of, with_softmax
 from train.hold_out import hold_out
@@ -140,7 +140,7 @@ def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
     assert changed == ["rgb.head.weight", "rgb.head.bias", "flow.head.weight", "flow.head.bias"]
     said = command(evaluate_command, "--shards", golden.DATASET, "--split", "train", "--both", cell / "network.pt",
                    "--crop", 32)  # fmt: skip
-    assert "top-1 1.0000" in said  # of the clips that it was trained on
+    assert "both     1.0000 [1.0000, 1.0000]" in said  # of the clips that it was trained on
 
     inodes = {file.stat().st_ino for file in (tmp_path / "features").iterdir()}
     before = (cell / "result.json").read_bytes()
