@@ -134,7 +134,7 @@ def test_cells_that_fail_are_named_and_those_that_need_them_wait(cells_file, tmp
     ran = invoke("run", cells_file, "--output", tmp_path / "out")
     assert ran.exit_code == 1
     assert "7 of 7 cells are missing" in ran.output
-    assert "k/original-scratch/i3d-rgb: i3d-transfer ended with status 1" in ran.output
+    assert "k/original-scratch/i3d-rgb: i3d-transfer ended with status 1; what it says is above" in ran.output
     assert re.search(r"ucf-2/full-ft-kinetics/i3d-rgb: \S+/i3d-rgb/network.pt is not there yet", ran.output)
 
 

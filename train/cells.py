@@ -39,15 +39,15 @@ from typing import Any, get_args
 
 from manifests.sample import FormatError
 from model import Architecture
-from train.paper import DATASETS, SCRATCH, Place, Setting
+from train.paper import DATASETS, SCRATCH, Place
 from train.stream import Inputs
+from train.transfer import NETWORK, RESULT, Setting
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-RESULT, COMMAND, NETWORK = "result.json", "command.json", "network.pt"
 TESTING = ("crop", "precision", "crops", "flips", "fusion-weights")  # the options that i3d-eval takes, too
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 _DATASET_KEYS = {"shards", "train", "test", "validation", "splits", "paper", "same"}

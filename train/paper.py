@@ -1,11 +1,11 @@
 """What the paper's tables 2 to 5 say (pages 6 to 8), so that other figures can stand beside it. All in percent."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from model import Architecture
 from train.stream import Inputs
+from train.transfer import Setting
 
-Setting = Literal["original", "fixed", "full-ft"]  # of table 4
 MODELS: dict[Architecture, str] = {
     "lstm": "(a) LSTM",
     "c3d": "(b) 3D-ConvNet",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from manifests.sample import FormatError
 from model import Architecture
-from train.cells import RESULT, Cell, CellList, Dataset
+from train.cells import Cell, CellList, Dataset
 from train.paper import (
     IMAGENET,
     IMAGENET_KINETICS,
@@ -19,10 +19,10 @@ from train.paper import (
     STREAMS,
     Place,
     Score,
-    Setting,
     figures,
     streams_in_table4,
 )
+from train.transfer import RESULT, Setting
 
 MINUS = "\N{MINUS SIGN}"
 STREAM_NAMES = {"rgb": "RGB", "flow": "flow", "both": "RGB + flow"}

@@ -1,9 +1,6 @@
 """The command `i3d-tables`: runs the cells of a list that are missing, and renders the paper's tables from them."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from shlex import join
 
@@ -12,9 +9,11 @@ import click
 from manifests.clip import printable
 from manifests.files import write_file
 from manifests.sample import FormatError
-from train.cells import COMMAND, RESULT, Cell, read_cells
+from train.cells import Cell, read_cells
+from train.children import ProgramFailed, run_program
 from train.tables import found_of, read_results, tables
 from train.tables_page import tables_markdown, tables_page
+from train.transfer import RESULT
 
 LIST = click.argument("cells", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 OUTPUT = click.option(
@@ -69,6 +68,8 @@ def run_cells(cells: Path, output: Path) -> None:
                 failed[cell.name] = problem
     except (FormatError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command goes on") from None
     if failed:
         told = "\n".join(f"  {name}: {problem}" for name, problem in failed.items())
         raise click.ClickException(f"{len(failed)} of {len(every)} cells are missing:\n{told}")
@@ -104,7 +105,7 @@ def _run(cell: Cell, title: str) -> str | None:
         FormatError: the folder holds the result of another command.
         OSError: it cannot be written to.
     """
-    note = cell.folder.with_name(f"{cell.folder.name}.{COMMAND}")
+    note = cell.folder.with_name(f"{cell.folder.name}.json")
     if note.is_file() and json.loads(note.read_bytes()) != list(cell.command):
         raise FormatError(
             f"{cell.folder}: was begun by another command ({note} has it); remove both, or choose another --output"
@@ -116,27 +117,9 @@ def _run(cell: Cell, title: str) -> str | None:
             return f"{path} is not there yet"
     cell.folder.mkdir(parents=True, exist_ok=True)
     write_file(note, json.dumps(list(cell.command)).encode())
-    click.echo(f"[{title}]\n$ {printable(join(cell.command))}")
-    status = _child(cell.command)
-    return None if status == 0 else f"{cell.command[0]} ended with status {status}"
-
-
-def _child(command: tuple[str, ...]) -> int:
-    """Run a program of this environment to its end, however long it trains; SIGTERM is passed on, and ends us, too."""
-    program, *arguments = command
-    beside = Path(sys.executable).with_name(program)
-    child = subprocess.Popen([beside if beside.exists() else program, *arguments], stdin=subprocess.DEVNULL)
-
-    def stop(number: int, _: object) -> None:
-        child.send_signal(number)
-        child.wait()
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    click.echo(f"[{title}]")
     try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.wait()  # the terminal has told it, too
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        run_program(cell.command)
+    except ProgramFailed as error:
+        return str(error)
+    return None
