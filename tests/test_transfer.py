@@ -19,6 +19,7 @@ from train.evaluate import network_logits
 from train.frozen import clip_features, features_of, with_softmax
 from train.hold_out import hold_out
 from train.loader import whole_clips
+from train.log import read_metrics
 from train.schedule import Schedule
 from train.softmax import Labelled, Softmax, Training, train_softmax
 from train.stream import open_samples
@@ -123,7 +124,9 @@ def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
     cell = tmp_path / "cell"
     how = (*DATA, *SMALL, "--model", "two-stream", "--stream", "both", "--setting", "fixed", "--steps", 50)
     fixed = (*how, "--init", trained_elsewhere, "--hold-out", 0.5, "--features", tmp_path / "features")
-    command(transfer_command, *fixed, "--rates", "0.1,0.01", "--output", cell)
+    said = command(transfer_command, *fixed, "--rates", "1e38,1e37", "--output", cell, status=1)
+    assert "diverged with each of the learning rates 1e+38, 1e+37" in said
+    command(transfer_command, *fixed, "--rates", "0.1,0.01", "--output", cell)  # nothing had come of the other
     found = result_of(cell)
     assert (found["setting"], found["model"], found["stream"]) == ("fixed", "two-stream", "both")
     assert found["initial"] == {"network.pt": sha256(trained_elsewhere.read_bytes()).hexdigest()}
@@ -194,14 +197,15 @@ def test_original_chooses_on_held_out_clips_and_trains_on_all(tmp_path):
 @pytest.mark.slow
 def test_full_ft_with_a_validation_split_and_a_rate_that_diverges(trained_elsewhere, tmp_path):
     cell = tmp_path / "cell"
-    how = (*DATA, *SMALL, "--val-split", "val", "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
+    how = (*DATA, *SMALL, "--val-split", "train", "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
     launcher = "torchrun --nproc-per-node 2 --no-python"
     command(transfer_command, *how, "--init", trained_elsewhere, "--rates", "1e30,0.001", "--steps", 3,
             "--launcher", launcher, "--output", cell)  # fmt: skip
     found = result_of(cell)
     diverged, good = found["chosen"]["candidates"]
     assert diverged == {"rate": 1e30, "val_top1": None, "val_loss": None}
-    assert good["val_top1"] == found["top1"]  # on the same clips
+    last = read_metrics(cell / "rate-0.001" / "metrics.jsonl")[-1]
+    assert (good["val_top1"], good["val_loss"]) == (last["val_top1"], last["val_loss"])
     assert (found["chosen"]["rate"], found["chosen"]["hold_out"]) == (0.001, None)
     assert configuration_of(cell / "rate-0.001")["initial"] == found["initial"]
     assert not (cell / "final").exists()
@@ -245,6 +249,7 @@ def test_what_does_not_go_together(trained_elsewhere, tmp_path):
     )
     assert "different numbers above 0" in said(*rgb, "--setting", "original", "--rates", "0.1,-1", status=2)
     assert "no sample of split 'test9'" in said(*rgb, "--setting", "original", "--test-split", "test9")
-    (tmp_path / "cell").mkdir(exist_ok=True)
+    assert "--val-split val is --test-split, too" in said(*rgb, "--setting", "original", "--val-split", "val")
+    (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "mine.txt").write_text("")
     assert "holds other files" in said(*rgb, "--setting", "original")
