@@ -5,6 +5,7 @@ DIR/snapshots/0001/snapshot.json    specification, class list, totals, shards
 DIR/snapshots/0001/shards.txt       the shards' paths, a line each
 DIR/shards/GROUP/g0001-000000-HASH.tar        the shard
 DIR/shards/GROUP/g0001-000000-HASH.index.npy  its index: a numpy array with a record a sample, `record_dtype`
+DIR/ledger/outcomes.jsonl           what became of every listed clip, a JSON object a line
 """
 
 import hashlib
@@ -38,6 +39,7 @@ from manifests.sample import (
 )
 
 ROOT = "index.json"
+LEDGER = "ledger/outcomes.jsonl"
 FORMAT = "quo-vadis-dataset"
 NO_CLASS = -1
 MEMBERS = (RGB, FLOW, METADATA)
@@ -285,6 +287,11 @@ class Snapshot:
     shards: tuple[Shard, ...]
     provenance: tuple[dict[str, str], ...] = ()  # one entry a generation: the versions that made it
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hexadecimal) of its `snapshot.json`, as it is written."""
+        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         """The snapshot as JSON values."""
         return {
@@ -383,12 +390,11 @@ def _others(folder: Path) -> str:
 
 def root_json(snapshot: Snapshot) -> dict[str, Any]:
     """The root file's value that makes `snapshot` the current one."""
-    content = canonical_json(snapshot.to_json())
     return {
         "format": FORMAT,
         "format_version": snapshot.specification.format_version,
         "snapshot": snapshot.name,
-        "snapshot_sha256": hashlib.sha256(content).hexdigest(),
+        "snapshot_sha256": snapshot.sha256,
     }
 
 

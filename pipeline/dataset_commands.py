@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from manifests.clip import printable
-from manifests.index import read_snapshot
+from manifests.index import LEDGER, read_snapshot
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError
 from manifests.storage import open_output
 from pipeline.generations import compact, unpublished, withdraw
 from pipeline.lease import run_lease
-from pipeline.ledger import LEDGER, read_entries, totals
+from pipeline.ledger import read_entries, totals
 from pipeline.preview import png, preview, read_sample
 from pipeline.report import write_report
 from pipeline.verify import verify

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from manifests.clip import Clip
 from manifests.files import complete_file, names_in, remove_folder, write_file
+from manifests.index import LEDGER
 from manifests.lists import Listing
 from manifests.sample import FormatError
 
@@ -57,10 +58,9 @@ REASONS = {
     WITHDRAWN: Reason("taken down with `purge`", PERMANENT),
 }
 RETRYABLE = tuple(reason for reason in REASONS if reason != WITHDRAWN)
-LEDGER = "ledger/outcomes.jsonl"
 NOTES = "ledger/notes"  # of the run that is under way: a file a clip, so that a crash forgets none
 ENTRY_FIELDS = {
-    *("key", "list", "file", "label", "split", "reason", "message"),
+    *("key", "list", "file", "label", "split", "memberships", "reason", "message"),
     *("attempts", "tried", "seconds", "stored", "versions"),
 }
 READERS = 32  # of notes at a time, each of which is a round trip in a bucket
@@ -223,6 +223,7 @@ def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
         file=_file(outcome.clip),
         label=outcome.clip.label,
         split=outcome.clip.split,
+        memberships=outcome.clip.memberships,
         reason=outcome.reason,
         message=outcome.message,
         seconds={stage: round(value, 3) for stage, value in outcome.seconds.items()},
@@ -256,6 +257,7 @@ def _entry(
     file: dict[str, Any] | None = None,
     label: str | None = None,
     split: str | None = None,
+    memberships: Sequence[str] | None = None,
     reason: str | None,
     message: str,
     seconds: dict[str, float] | None = None,
@@ -272,6 +274,8 @@ def _entry(
         "file": file,
         "label": label,
         "split": split,
+        # None where they are not known: of rows that became no clip, and after a takedown.
+        "memberships": None if memberships is None else list(memberships),
         "reason": reason,
         "message": message,
         "attempts": 0,

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from manifests.sample import FormatError
 from pipeline.cli import main
 from tests import golden
-from train.cli import evaluate_command, report_command, train_command
+from train.cli import report_command, train_command
+from train.eval_command import evaluate_command
 from train.hold_out import hold_out, source_video
 from train.log import read_metrics
 from train.stream import open_samples, read_json

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from manifests.page import Html
 from model import I3D, save_run
 from tests import golden
-from train.cli import evaluate_command, report_command, train_command
+from train.cli import report_command, train_command
+from train.eval_command import evaluate_command
 from train.page import read_runs, write_page
 from train.run import identity
 from train.stream import open_samples, trainable_samples

@@ -21,7 +21,8 @@ from pipeline.cli import main
 from tests import golden
 from tests.demo.render import CLASSES
 from train.batch_norm import recompute_statistics
-from train.cli import evaluate_command, train_command
+from train.cli import train_command
+from train.eval_command import evaluate_command
 from train.log import read_metrics
 from train.stream import open_samples
 

@@ -1,28 +1,23 @@
-"""The commands `i3d-train`, `i3d-eval`, `i3d-predict`, `i3d-report`: parse, call a function, put errors into words."""
+"""The commands `i3d-train`, `i3d-predict`, `i3d-report`: parse, call a function, put errors into words."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import track
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from manifests.clip import printable
-from manifests.files import write_file
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError, RgbCoding
 from model import I3D, Architecture, CheckpointError
 from model.chunks import ENDPOINTS
 from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
-from train.decode import CROP_PIXELS
-from train.evaluate import evaluate, load_streams, require_good, summary
-from train.hold_out import LARGEST_SHARE, hold_out
+from train.evaluate import load_streams
+from train.options import BOTH_OPTION, CONTEXT, CROP_OPTION, FLOW_OPTION, HELD_OUT_SHARE, PRECISION_OPTION, RGB_OPTION
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
 from train.predict import predict, write_features
@@ -32,36 +27,7 @@ from train.run import Precision, RunError
 from train.schedule import SCHEDULES
 from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
-from train.stream import Inputs, open_samples, trainable_samples
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
-
-
-def _even(_: click.Context, option: click.Parameter, pixels: int) -> int:
-    if pixels % 2:
-        raise click.BadParameter(f"{pixels} is odd, and colour is stored for 2x2 pixels", param=option)
-    return pixels
-
-
-CROP_OPTION = click.option(
-    "--crop",
-    type=click.IntRange(MINIMUM_SIDE, 1080),
-    callback=_even,
-    default=CROP_PIXELS,
-    show_default=True,
-    help="Side in pixels, even.",
-)
-HELD_OUT_SHARE = click.FloatRange(0, LARGEST_SHARE, min_open=True)
-FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
-PRECISION_OPTION = click.option(
-    "--precision",
-    type=click.Choice(get_args(Precision)),
-    default="fp32",
-    show_default=True,
-    help="bf16 is faster where the processor multiplies it natively; logits move by a few hundredths.",
-)
-BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Checkpoint of a network that sees both.")
+from train.stream import Inputs
 
 
 @click.command("i3d-train", context_settings=CONTEXT)
@@ -201,58 +167,6 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
         raise click.ClickException(printable(str(error))) from error
 
 
-@click.command("i3d-eval", context_settings=CONTEXT)
-@click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
-@click.option("--split", help="Only this split, such as val or test1.")
-@click.option("--hold-out", "share", type=HELD_OUT_SHARE, help="Only those clips that i3d-train --hold-out left out.")
-@RGB_OPTION
-@FLOW_OPTION
-@BOTH_OPTION
-@CROP_OPTION
-@click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
-@PRECISION_OPTION
-def evaluate_command(
-    shards: str,
-    split: str | None,
-    share: float | None,
-    rgb: Path | None,
-    flow: Path | None,
-    both: Path | None,
-    crop: int,
-    frames: int | None,
-    json_file: Path | None,
-    precision: Precision,
-) -> None:
-    """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
-
-    Each is tested as in the paper: I3D on a clip at once, the others window by window.
-
-    A checkpoint is a run's file, the prefix of a TensorFlow checkpoint, or a file of one of the PyTorch ports.
-
-    Example: i3d-eval --shards k400 --split val --rgb rgb_scratch/model.ckpt --json result.json
-    """
-    try:
-        samples = open_samples(shards, split)
-        if share is not None:
-            _, samples = hold_out(trainable_samples(samples, ()), share)
-        if flow is not None or both is not None:
-            samples.require_one_flow()
-        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, samples.classes, precision=precision)
-        console = Console(file=sys.stderr)
-        found_by_clip = require_good(evaluate(samples, streams, crop, frames))
-        quiet = not console.is_terminal
-        results = list(
-            track(found_by_clip, "clips", total=len(samples), console=console, transient=True, disable=quiet)
-        )
-        found = {**summary(results, samples, streams), "hold_out": share}
-        if json_file is not None:
-            write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
-    except (ValueError, CheckpointError, OSError) as error:
-        raise click.ClickException(printable(str(error))) from error
-    _print_summary(found)
-
-
 @click.command("i3d-predict", context_settings=CONTEXT)
 @click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @RGB_OPTION
@@ -344,15 +258,3 @@ def report_command(runs: tuple[Path, ...], output: Path, clips: int) -> None:
         click.echo(output)
     except (FormatError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
-
-
-def _print_summary(found: dict[str, Any]) -> None:
-    for clip in found["clips"]:
-        best = clip["top5"][0]
-        label = printable(clip["label"] or "none")
-        click.echo(f"{clip['key']}  {best['probability']:.3f} {best['label']}  (label: {label})")
-    together = [("together", found)] if len(found["streams"]) > 1 else []
-    for name, shares in [*found["streams"].items(), *together]:
-        if shares["top1"] is not None:
-            click.echo(f"{name:<9} top-1 {shares['top1']:.4f}  top-5 {shares['top5']:.4f}")
-    click.echo(f"{len(found['clips'])} clips, {found['clips_labelled']} with a label")

@@ -5,6 +5,7 @@ the bytes of RGB, and converted where that costs least. Crops therefore begin at
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.video import yuv_pictures
 from train.clock import Clock
 from train.plan import View
 
+Crops = Literal[1, 3]  # how many squares a test sees of each picture
 CROP_PIXELS = 224
 C3D_SIDE = 112
 MEMBER_OF: dict[Stream, str] = {"rgb": RGB, "flow": FLOW}
@@ -52,11 +54,37 @@ def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, some: rang
 
 def clip_pictures(video: bytes, stream: Stream, crop: int = CROP_PIXELS) -> Iterator[np.ndarray]:
     """The pictures of `whole_clip`, one at a time: [rows, crop] uint8 each. Raises as that does."""
+    return (pictures[0] for pictures in _crops(video, stream, crop, 1))
+
+
+def whole_clip_crops(
+    video: bytes, stream: Stream, crop: int = CROP_PIXELS, crops: Crops = 1, some: range | None = None
+) -> np.ndarray:
+    """`whole_clip` of the centre crop alone, or of three squares along the pictures' longer side.
+
+    The three are left, centre and right, or top, centre and bottom, all in the middle of the shorter side.
+
+    Returns:
+        [crops, T, rows, crop] uint8. Raises as `whole_clip` does.
+    """
+    pictures = list(_crops(video, stream, crop, crops))
+    return np.stack(pictures if some is None else pictures[some.start : some.stop], axis=1)
+
+
+def _crops(video: bytes, stream: Stream, crop: int, crops: Crops) -> Iterator[np.ndarray]:
+    """Of each picture of a video, the crops: [crops, rows, crop] uint8."""
     for planes in _PICTURES_OF[stream](video):
         rows, columns = _room(planes, crop)
-        picture = np.empty((_rows_of(stream, crop), crop), np.uint8)
-        _cut(planes, rows // 4 * 2, columns // 4 * 2, picture)
-        yield picture
+        top, left = rows // 4 * 2, columns // 4 * 2
+        places = [(top, left)]
+        if crops == 3 and rows > columns:
+            places = [(0, left), (top, left), (rows, left)]
+        elif crops == 3:
+            places = [(top, 0), (top, left), (top, columns)]
+        pictures = np.empty((crops, _rows_of(stream, crop), crop), np.uint8)
+        for place, picture in zip(places, pictures, strict=True):
+            _cut(planes, *place, picture)
+        yield pictures
 
 
 def training_window(
@@ -151,6 +179,14 @@ def network_input(pixels: Tensor, stream: Stream) -> Tensor:
         of_pixels = x[..., channel].view(batch, time, half, 2, half, 2)
         torch.add(y.view(batch, time, half, 2, half, 2), difference[:, :, :, None, :, None], out=of_pixels)
     return x.clamp_(-1, 1).permute(0, 4, 1, 2, 3)  # a view: what was [B, T, H, W, C] is channels_last_3d
+
+
+def mirrored(x: Tensor, stream: Stream) -> Tensor:
+    """What a network is shown of a clip, [B, C, T, H, W], of the clip as a mirror shows it: motion in x is negated."""
+    flipped = x.flip(-1)
+    if stream == "flow":
+        flipped[:, 0].neg_()
+    return flipped
 
 
 def _rows_of(stream: Stream, crop: int) -> int:

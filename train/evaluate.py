@@ -1,7 +1,7 @@
 """Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from model import (
     fold_batch_norm,
     load_checkpoint,
 )
-from train.decode import CROP_PIXELS, network_input, network_inputs
+from train.decode import CROP_PIXELS, Crops, mirrored, network_input, network_inputs
 from train.loader import Bad, whole_clips
 from train.run import Precision
 from train.samplers import whole_clip_windows
@@ -52,18 +52,36 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How whole clips are tested; by default as in the paper.
+
+    Attributes:
+        crop: side of a crop, in pixels.
+        frames: only so many from the middle of each clip; None is all.
+        crops: the centre crop, or three along the longer side.
+        flips: show each crop mirrored, too. A network's logits are averaged over all that it is shown of a clip.
+        weights: of networks when their logits are added; 1 of those that are not named.
+    """
+
+    crop: int = CROP_PIXELS
+    frames: int | None = None
+    crops: Crops = 1
+    flips: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+PAPER = Protocol()
+
+
+@dataclass(frozen=True)
 class ClipResult:
-    """The logits of one clip by network, [classes] each."""
+    """The logits of one clip: by network, and the weighted sum of all; [classes] each."""
 
     key: str
     label: str | None
     class_index: int | None
     logits: dict[str, Tensor]
-
-    @property
-    def joint(self) -> Tensor:
-        """The sum of all networks' logits."""
-        return sum_of_streams(self.logits)
+    joint: Tensor
 
 
 def load_streams(
@@ -131,15 +149,14 @@ def _agreed(checkpoint: Checkpoint, classes: ClassList | None, path: str) -> Cla
 
 
 def evaluate(
-    samples: Samples, streams: Streams, crop: int = CROP_PIXELS, frames: int | None = None, workers: int = 0
+    samples: Samples, streams: Streams, protocol: Protocol = PAPER, workers: int = 0
 ) -> Iterator[ClipResult | Bad]:
     """Run every clip through the networks.
 
     Args:
         samples: which clips.
         streams: the networks.
-        crop: side of the centre crop, in pixels.
-        frames: only so many frames from the middle of each clip; all by default, as in the paper.
+        protocol: what they are shown of a clip.
         workers: processes that decode; 0 is this one.
 
     Returns:
@@ -150,7 +167,7 @@ def evaluate(
         OSError: the samples cannot be reached, or a worker process died.
     """
     labels = streams.classes.labels
-    for clip in whole_clips(samples, streams.seen, crop, frames, workers):
+    for clip in whole_clips(samples, streams.seen, protocol.crop, protocol.frames, workers, protocol.crops):
         if isinstance(clip, Bad):
             yield clip
             continue
@@ -162,7 +179,8 @@ def evaluate(
             raise FormatError(
                 f"{clip.sample.name}: class {index} with label {clip.label!r} is not in {streams.classes.name}"
             )
-        yield ClipResult(clip.sample.key, clip.label, index, clip_logits(clip.pixels, streams))
+        logits = mean_logits(clip.crops, streams, protocol.flips)
+        yield ClipResult(clip.sample.key, clip.label, index, logits, sum_of_streams(logits, protocol.weights))
 
 
 def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
@@ -173,94 +191,66 @@ def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
         yield result
 
 
-def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams) -> dict[str, Tensor]:
-    """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU."""
+def mean_logits(crops: Mapping[Stream, Tensor], streams: Streams, flips: bool) -> dict[str, Tensor]:
+    """Logits of one clip, crops [N, T, rows, W] uint8 of each stream, averaged over the crops: as of `clip_logits`."""
+    count = len(next(iter(crops.values())))
+    views = [
+        clip_logits({stream: of_stream[number] for stream, of_stream in crops.items()}, streams, flip)
+        for number in range(count)
+        for flip in ((False, True) if flips else (False,))
+    ]
+    return {inputs: torch.stack([view[inputs] for view in views]).mean(0) for inputs in streams.networks}
+
+
+def clip_logits(pixels: Mapping[Stream, Tensor], streams: Streams, flip: bool = False) -> dict[str, Tensor]:
+    """Logits of one clip, [T, rows, W] uint8 of each stream, by network: [classes] each, on the CPU.
+
+    `flip`: of the clip as a mirror shows it.
+    """
     with streams.autocast():
-        return {inputs: network_logits(pixels, network, streams.device) for inputs, network in streams.networks.items()}
+        return {
+            inputs: network_logits(pixels, network, streams.device, flip)
+            for inputs, network in streams.networks.items()
+        }
 
 
 @torch.inference_mode()
-def network_logits(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
+def network_logits(
+    pixels: Mapping[Stream, Tensor], network: Network, device: torch.device, flip: bool = False
+) -> Tensor:
     """Logits of one clip, [classes] on the CPU: their mean over the windows that the network is tested on."""
     clip_frames = min(len(pixels[stream]) for stream in network.streams)
     windows = whole_clip_windows(network.architecture, network.streams, clip_frames)
     if isinstance(network, I3D):
         ((stream, numbers),) = windows[0].items()
         some = pixels[stream][list(numbers)]
-        pieces = (network_input(piece[None].to(device), stream) for piece in torch.split(some, CHUNK_FRAMES))
+        shown = (network_input(piece[None].to(device), stream) for piece in torch.split(some, CHUNK_FRAMES))
+        pieces = (mirrored(piece, stream) if flip else piece for piece in shown)
         return chunked_logits(network, pieces, len(some))[0].float().cpu()
-    logits = [
-        network(*network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device))[0]
-        for window in windows
-    ]
+    logits = []
+    for window in windows:
+        inputs = network_inputs({s: pixels[s][None, list(some)] for s, some in window.items()}, network, device)
+        if flip:
+            inputs = [mirrored(x, stream) for x, stream in zip(inputs, network.streams, strict=True)]
+        logits.append(network(*inputs)[0])
     return torch.stack(logits).mean(0).float().cpu()
 
 
-def sum_of_streams(logits: dict[str, Tensor]) -> Tensor:
-    """Add the networks' logits, before the softmax (paper §2.3)."""
-    return torch.stack(list(logits.values())).sum(0)
+def sum_of_streams(logits: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
+    """Add the networks' logits, before the softmax (paper §2.3), each times its weight, which is 1 by default."""
+    weights = weights or {}
+    return torch.stack([weights.get(inputs, 1.0) * of_one for inputs, of_one in logits.items()]).sum(0)
 
 
 def top_classes(logits: Tensor, classes: ClassList, count: int = TOP) -> list[dict[str, Any]]:
     """The most probable classes, best first: label, index and probability each."""
-    best = logits.softmax(0).topk(min(count, len(logits)))
+    probabilities = logits.softmax(0)
     return [
-        {"label": classes.labels[index], "index": index, "probability": probability}
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        {"label": classes.labels[index], "index": index, "probability": float(probabilities[index])}
+        for index in in_order(logits)[:count]
     ]
 
 
-def summary(results: list[ClipResult], samples: Samples, streams: Streams) -> dict[str, Any]:
-    """What an evaluation found, as JSON values.
-
-    `top1` and `top5` are shares (0…1) of the labelled clips, of the streams together, and None where no clip has a
-    label; `streams` has them for each stream, `per_class` the top-1 shares of each class that occurs. Every clip is
-    listed, with or without a label.
-    """
-    scored = [result for result in results if result.class_index is not None]
-    per_class = [
-        {"label": label, **_shares([result for result in scored if result.class_index == index], streams)}
-        for index, label in enumerate(streams.classes.labels)
-        if any(result.class_index == index for result in scored)
-    ]
-    return {
-        **_shares(scored, streams),
-        "per_class": per_class,
-        "classes": streams.classes.name,
-        "snapshot": samples.snapshot,
-        "checkpoints": {
-            stream: {"format": checkpoint.format, "sha256": checkpoint.sha256}
-            for stream, checkpoint in streams.checkpoints.items()
-        },
-        "clips": [
-            {
-                "key": result.key,
-                "label": result.label,
-                "top5": top_classes(result.joint, streams.classes),
-                "streams": {
-                    stream: top_classes(logits, streams.classes, 1)[0] for stream, logits in result.logits.items()
-                },
-            }
-            for result in results
-        ],
-    }
-
-
-def _shares(scored: list[ClipResult], streams: Streams) -> dict[str, Any]:
-    """Number of these labelled clips, and the shares of them that were right, together and by stream."""
-    labels = [result.class_index for result in scored]
-    joint = [result.joint for result in scored]
-    return {
-        "clips_labelled": len(scored),
-        **{f"top{k}": top_share(joint, labels, k) for k in (1, TOP)},
-        "streams": {
-            stream: {f"top{k}": top_share([result.logits[stream] for result in scored], labels, k) for k in (1, TOP)}
-            for stream in streams.networks
-        },
-    }
-
-
-def top_share(logits: Sequence[Tensor], labels: Sequence[int | None], k: int) -> float | None:
-    """Share (0…1) of clips whose label is among the k largest of their logits, [classes] each; None without clips."""
-    hits = [label in clip.topk(min(k, len(clip))).indices.tolist() for clip, label in zip(logits, labels, strict=True)]
-    return sum(hits) / len(hits) if hits else None
+def in_order(logits: Tensor) -> list[int]:
+    """Class indices by their logits, [classes], the largest first; of equal ones the smaller index."""
+    return logits.argsort(descending=True, stable=True).tolist()

@@ -18,7 +18,7 @@ from manifests.sample import FormatError
 from model import Stream
 from pipeline.video import VideoError
 from train.clock import Clock
-from train.decode import MEMBER_OF, blank_window, training_window, whole_clip
+from train.decode import MEMBER_OF, Crops, blank_window, training_window, whole_clip_crops
 from train.plan import Plan, Share, View
 from train.stream import Sample, Samples, read_json
 
@@ -49,12 +49,17 @@ class Batch(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A whole clip: pixels of each stream, [T, rows, crop] uint8, and what its metadata says."""
+    """A whole clip: pixels of each stream, [crops, T, rows, crop] uint8, and what its metadata says."""
 
     sample: Sample
     label: str | None
     class_index: int | None
-    pixels: dict[Stream, Tensor]
+    crops: dict[Stream, Tensor]
+
+    @property
+    def pixels(self) -> dict[Stream, Tensor]:
+        """Those of the centre crop, [T, rows, crop]."""
+        return {stream: crops[len(crops) // 2] for stream, crops in self.crops.items()}
 
 
 def training_batches(
@@ -76,21 +81,27 @@ def training_batches(
 
 
 def whole_clips(
-    samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None = None, workers: int = 0
+    samples: Samples,
+    streams: Sequence[Stream],
+    crop: int,
+    frames: int | None = None,
+    workers: int = 0,
+    crops: Crops = 1,
 ) -> Iterator[Clip | Bad]:
     """Every clip once, in order, as it is tested; or what is wrong with it.
 
     Args:
         samples: which clips.
         streams: decode these.
-        crop: side of the centre crop, in pixels.
+        crop: side of a crop, in pixels.
         frames: only so many from the middle; all by default.
         workers: processes that decode; 0 is this one.
+        crops: the centre crop, or three along the longer side.
 
     Raises:
         OSError: the samples cannot be reached.
     """
-    yield from _loaded(_WholeClips(samples, streams, crop, frames), range(len(samples)), workers)
+    yield from _loaded(_WholeClips(samples, streams, crop, frames, crops), range(len(samples)), workers)
 
 
 class _Parts(Sequence[tuple[int, int]]):
@@ -146,8 +157,10 @@ class _Windows(Dataset):
 class _WholeClips(Dataset):
     """Number of a sample → the whole clip."""
 
-    def __init__(self, samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None) -> None:
-        self.samples, self.streams, self.crop, self.frames = samples, tuple(streams), crop, frames
+    def __init__(
+        self, samples: Samples, streams: Sequence[Stream], crop: int, frames: int | None, crops: Crops
+    ) -> None:
+        self.samples, self.streams, self.crop, self.frames, self.crops = samples, tuple(streams), crop, frames, crops
 
     def __getitem__(self, index: int) -> Clip | Bad:
         sample = self.samples[index]
@@ -155,10 +168,12 @@ class _WholeClips(Dataset):
             members = sample.read()
             metadata = read_json(members)
             some = self._middle(sample)
-            pixels = {s: torch.from_numpy(whole_clip(_video(members, s), s, self.crop, some)) for s in self.streams}
+            videos = {s: _video(members, s) for s in self.streams}
+            pixels = {s: whole_clip_crops(video, s, self.crop, self.crops, some) for s, video in videos.items()}
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
-        return Clip(sample, metadata["label"], metadata["class_index"], pixels)
+        crops = {s: torch.from_numpy(pictures) for s, pictures in pixels.items()}
+        return Clip(sample, metadata["label"], metadata["class_index"], crops)
 
     def _middle(self, sample: Sample) -> range | None:
         """The pictures that are wanted of a clip, the same of all streams."""

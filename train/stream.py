@@ -117,6 +117,8 @@ class Samples:
         shards: the files that hold them, and perhaps more.
         classes: what class indices mean; None where it is not known.
         snapshot: name of the dataset's snapshot; None for tars.
+        snapshot_sha256: of its `snapshot.json`; None for tars.
+        dataset: path or URL of the dataset; None for tars.
         splits: that was asked for, else those of the samples, each once.
         flows: each `flow_meaning` there is, and whose it is.
         cache: where shards from afar are kept on this node.
@@ -127,6 +129,8 @@ class Samples:
     shards: tuple[ShardFile, ...]
     classes: ClassList | None
     snapshot: str | None
+    snapshot_sha256: str | None
+    dataset: str | None
     splits: tuple[str | None, ...]
     flows: tuple[tuple[str, dict[str, Any]], ...]
     cache: Cache | None = None
@@ -265,7 +269,8 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
     flow = flow_meaning(snapshot.specification.to_json()["flow"])
     flows = () if flow is None else ((str(folder), flow),)
     records, shard_of = table.in_order()
-    return Samples(records, shard_of, tuple(files), snapshot.classes, snapshot.name, _unique(splits), flows, cache)
+    named = snapshot.name, snapshot.sha256, place
+    return Samples(records, shard_of, tuple(files), snapshot.classes, *named, _unique(splits), flows, cache)
 
 
 def _snapshot_of(folder: Path, name: str | None, afar: bool) -> Snapshot:
@@ -365,7 +370,7 @@ def _of_tars(names: str, split: str | None, cache: Cache | None) -> Samples:
         raise FormatError(f"{names}: no sample" + (f" of split {split!r}" if split else ""))
     files = tuple(tar.shard for tar in tars)
     records, shard_of = table.in_order()
-    samples = Samples(records, shard_of, files, None, None, _unique(splits), tuple(flows), cache)
+    samples = Samples(records, shard_of, files, None, None, None, None, _unique(splits), tuple(flows), cache)
     return replace(samples, classes=_class_list(*class_lists.pop(), samples))
 
 

@@ -18,9 +18,10 @@ from manifests.clip import printable
 from manifests.lease import LeaseHeld
 from model import Architecture, Checkpoint, CheckpointError, load_checkpoint, save_run
 from train.children import ProgramFailed
-from train.cli import CONTEXT, HELD_OUT_SHARE, train_command
+from train.cli import train_command
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
+from train.options import CONTEXT, HELD_OUT_SHARE
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
 from train.schedule import Schedule, rate_of_batch, schedule_steps

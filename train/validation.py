@@ -13,7 +13,7 @@ from manifests.sample import FormatError
 from model import Stream, save_run
 from train.batch_norm import BATCHES, average_statistics, recompute_statistics
 from train.decode import network_inputs
-from train.evaluate import TOP, ClipResult, Streams, evaluate
+from train.evaluate import TOP, ClipResult, Protocol, Streams, evaluate
 from train.loader import Bad, Batch, training_batches
 from train.log import Log
 from train.quarantine import Quarantine
@@ -44,7 +44,7 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: Signals,
         streams = Streams({configuration.stream: state.network}, {}, task.classes, ranks.device)
         by_shard = np.argsort(validation.shard_of, kind="stable")  # so that a cache needs few shards at a time
         mine = validation.take(by_shard[ranks.rank :: ranks.count])
-        results = evaluate(mine, streams, configuration.crop, workers=task.session.workers)
+        results = evaluate(mine, streams, Protocol(configuration.crop), task.session.workers)
         shown = log.evaluating(results, len(mine)) if log else results
         values |= _totals(signals.until(shown), quarantine, ranks)
     if ranks.sum([signals.noted])[0]:

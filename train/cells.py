@@ -1,0 +1,290 @@
+"""A declarative list of experiments, a TOML file, and the commands that they are: one cell, one command, one folder.
+
+    [datasets.ucf101]               # any name
+    shards = "ucf101-stored"        # as i3d-train takes them
+    train = "train{split}"          # names of splits; {split} is one of `splits`
+    test = "test{split}"
+    validation = "val"              # where there is one: else a part of `train` is held out to choose the rate
+    splits = [1, 2, 3]              # only where splits overlap
+    paper = "UCF-101"               # the paper's figures for UCF-101, HMDB-51 or Kinetics stand beside
+    same = true                     # false: it stands in that data set's place, and differences mean nothing
+
+    [starts]                        # which weights a network begins with
+    scratch = ""
+    kinetics = "{output}/kinetics/original-scratch/{model}-{stream}/network.pt"
+
+    [options]                       # of i3d-transfer, for all cells; [[cells]] may have options of their own
+    steps = 5000
+
+    [[cells]]                       # each combination of these that exists, in this order
+    datasets = ["ucf101"]
+    splits = [1]
+    settings = ["full-ft"]
+    starts = ["kinetics"]
+    models = ["i3d"]
+    streams = ["rgb", "flow", "both"]
+
+A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with what was found in result.json, its command
+beside that folder. RGB and flow together are of I3D two networks, whose cells must stand before: i3d-eval tests them
+together. All else is i3d-transfer's.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from manifests.sample import FormatError
+from model import Architecture
+from train.paper import DATASETS, SCRATCH, Place, Setting
+from train.stream import Inputs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RESULT, COMMAND, NETWORK = "result.json", "command.json", "network.pt"
+TESTING = ("crop", "precision", "crops", "flips", "fusion-weights")  # the options that i3d-eval takes, too
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
+_DATASET_KEYS = {"shards", "train", "test", "validation", "splits", "paper", "same"}
+_GROUP_KEYS = {"datasets", "splits", "settings", "starts", "models", "streams", "options"}
+_Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data that networks are trained and tested on; what the module's example says of each."""
+
+    name: str
+    shards: str
+    train: str
+    test: str
+    validation: str | None
+    splits: tuple[int, ...]
+    paper: str | None
+    same: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure to find.
+
+    Attributes:
+        place: what it is; its dataset is the file's name for it.
+        split: of the dataset, where splits overlap.
+        folder: where it lies.
+        command: program and arguments.
+        needs: cells' files that the command reads.
+    """
+
+    place: Place
+    split: int | None
+    folder: Path
+    command: tuple[str, ...]
+    needs: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """The last parts of its folder."""
+        return "/".join(self.folder.parts[-3:])
+
+
+@dataclass(frozen=True)
+class CellList:
+    """A file's cells in their order, and the data sets that they are of."""
+
+    cells: tuple[Cell, ...]
+    datasets: Mapping[str, Dataset]
+    starts: tuple[str, ...]
+
+
+def read_cells(file: Path, output: Path) -> CellList:
+    """Read a list of cells.
+
+    Args:
+        file: TOML, see above. Paths in it are relative to where commands are run.
+        output: folder of all cells.
+
+    Raises:
+        FormatError: not TOML, an unknown or missing key, a wrong value; the message says where.
+        OSError: it cannot be read.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return _cells_of(content, output)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{file}: not a list of cells: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{file}: {error}") from error
+
+
+def _cells_of(content: dict[str, Any], output: Path) -> CellList:
+    _only(content, {"datasets", "starts", "options", "cells"}, "the file")
+    datasets = {name: _dataset(name, some) for name, some in _table(content, "datasets").items()}
+    starts = {SCRATCH: "", **_table(content, "starts")}
+    for name, start in starts.items():
+        _require(_is_name(name) and isinstance(start, str), f"starts.{name}: want a name, and a path or nothing")
+    common = _options(content.get("options", {}), "options")
+    groups = content.get("cells", [])
+    _require(isinstance(groups, list) and bool(groups), "cells: want [[cells]], one or several")
+    cells: dict[Path, Cell] = {}
+    for number, group in enumerate(groups, start=1):
+        for cell in _group(group, f"cells, number {number}", datasets, starts, common, output):
+            _require(cell.folder not in cells, f"cells, number {number}: {cell.name} stands in an earlier one")
+            cells[cell.folder] = cell
+    return CellList(tuple(cells.values()), datasets, tuple(starts))
+
+
+def _dataset(name: str, some: Any) -> Dataset:
+    where = f"datasets.{name}"
+    _require(_is_name(name) and isinstance(some, dict), f"{where}: want a name and a table")
+    _only(some, _DATASET_KEYS, where)
+    for key in ("shards", "train", "test"):
+        _require(isinstance(some.get(key), str) and some[key] != "", f"{where}: {key} is missing, or no text")
+    validation, paper = some.get("validation"), some.get("paper")
+    _require(validation is None or isinstance(validation, str), f"{where}: validation {validation!r} is no text")
+    _require(paper is None or paper in DATASETS, f"{where}: paper is {paper!r}, want one of {', '.join(DATASETS)}")
+    splits = some.get("splits", [])
+    _require(
+        isinstance(splits, list) and all(type(split) is int and split > 0 for split in splits),
+        f"{where}: splits are {splits!r}, want numbers from 1 on",
+    )
+    same = some.get("same", True)
+    _require(isinstance(same, bool), f"{where}: same is {same!r}, want true or false")
+    return Dataset(name, some["shards"], some["train"], some["test"], validation, tuple(splits), paper, same)
+
+
+def _group(
+    group: Any,
+    where: str,
+    datasets: Mapping[str, Dataset],
+    starts: Mapping[str, str],
+    common: Mapping[str, _Value],
+    output: Path,
+) -> list[Cell]:
+    """The cells of one [[cells]], those combinations left out that no network is for."""
+    _require(isinstance(group, dict), f"{where}: want a table")
+    _only(group, _GROUP_KEYS, where)
+    known: dict[str, tuple[str, ...]] = {
+        "datasets": tuple(datasets),
+        "settings": get_args(Setting),
+        "starts": tuple(starts),
+        "models": get_args(Architecture),
+        "streams": get_args(Inputs),
+    }
+    for key, values in known.items():
+        _require(isinstance(group.get(key), list) and bool(group[key]), f"{where}: {key} is missing, or no list")
+        for value in group[key]:
+            _require(value in values, f"{where}: {key} has {value!r}, want one of {', '.join(values)}")
+    options = {**common, **_options(group.get("options", {}), f"{where}: options")}
+    cells = []
+    chosen = product(*(group[key] for key in known))
+    for dataset, setting, start, model, stream in chosen:
+        place = Place(dataset, setting, start, model, stream)
+        if _exists(place):
+            for split in _splits(group, datasets[dataset], where):
+                cells.append(_cell(place, split, datasets[dataset], starts[start], options, output, where))
+    _require(bool(cells), f"{where}: none of its combinations is a network's")
+    return cells
+
+
+def _exists(place: Place) -> bool:
+    """Whether the paper has such a network: its LSTM and its 3D-ConvNet see RGB alone."""
+    return place.stream == "rgb" or place.model in ("two-stream", "fused", "i3d")
+
+
+def _splits(group: Mapping[str, Any], dataset: Dataset, where: str) -> tuple[int | None, ...]:
+    if not dataset.splits:
+        return (None,)
+    chosen = group.get("splits", list(dataset.splits))
+    _require(isinstance(chosen, list) and bool(chosen), f"{where}: splits are {chosen!r}, want a list")
+    for split in chosen:
+        _require(split in dataset.splits, f"{where}: split {split!r} is none of {dataset.name}'s {dataset.splits}")
+    return tuple(chosen)
+
+
+def _cell(
+    place: Place,
+    split: int | None,
+    dataset: Dataset,
+    start: str,
+    options: Mapping[str, _Value],
+    output: Path,
+    where: str,
+) -> Cell:
+    name = dataset.name if split is None else f"{dataset.name}-{split}"
+    group = output / name / f"{place.setting}-{place.start}"
+    folder = group / f"{place.model}-{place.stream}"
+    data, test = str(options.get("shards", dataset.shards)), _filled(dataset.test, where, split=split)
+    if place.model == "i3d" and place.stream == "both":
+        networks = [group / f"i3d-{stream}" / NETWORK for stream in ("rgb", "flow")]
+        command = ["i3d-eval", "--shards", data, "--split", test, "--rgb", str(networks[0]), "--flow", str(networks[1])]
+        command += ["--json", str(folder / RESULT)]
+        command += _as_words({name: value for name, value in options.items() if name in TESTING})
+        return Cell(place, split, folder, tuple(command), tuple(networks))
+    train = _filled(dataset.train, where, split=split)
+    command = ["i3d-transfer", "--shards", data, "--train-split", train, "--test-split", test]
+    if dataset.validation is not None:
+        command += ["--val-split", _filled(dataset.validation, where, split=split)]
+    command += ["--model", place.model, "--stream", place.stream, "--setting", place.setting]
+    needs = []
+    if start:
+        words = {"output": output, "model": place.model, "stream": place.stream, "split": split}
+        initial = _filled(start, where, **words)
+        command += ["--init", initial]
+        needs.append(Path(initial))
+    command += _as_words({name: value for name, value in options.items() if name != "shards"})
+    return Cell(place, split, folder, (*command, "--output", str(folder)), tuple(needs))
+
+
+def _filled(text: str, where: str, **words: object) -> str:
+    """A text with the words in braces filled in; FormatError for other braces."""
+    filled = text
+    for name, word in words.items():
+        if word is not None:
+            filled = filled.replace(f"{{{name}}}", str(word))
+    _require("{" not in filled, f"{where}: {text!r} has braces that nothing stands for; known: {', '.join(words)}")
+    return filled
+
+
+def _as_words(options: Mapping[str, _Value]) -> list[str]:
+    """Options as they are typed: `true` is the option alone, `false` its --no- form."""
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def _options(found: Any, where: str) -> dict[str, _Value]:
+    _require(isinstance(found, dict), f"{where}: want a table")
+    for name, value in found.items():
+        fits = _is_name(name) and isinstance(value, str | int | float)
+        _require(fits, f"{where}: {name} = {value!r}: want an option's name and one value")
+    return dict(found)
+
+
+def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = content.get(name, {})
+    _require(isinstance(found, dict), f"{name}: want a table")
+    return dict(found)
+
+
+def _only(found: Mapping[str, Any], keys: set[str], where: str) -> None:
+    for key in found:
+        _require(key in keys, f"{where} has {key!r}, want one of {', '.join(sorted(keys))}")
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and ".." not in text
+
+
+def _require(fits: bool, message: str) -> None:
+    if not fits:
+        raise FormatError(message)

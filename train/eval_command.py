@@ -1,0 +1,175 @@
+"""The command `i3d-eval`: tests networks on whole clips, and says what it found and what of."""
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from manifests.clip import printable
+from manifests.files import write_file
+from model import CheckpointError
+from train.clip_list import missing_clips
+from train.decode import Crops
+from train.evaluate import Protocol, evaluate, load_streams, require_good
+from train.hold_out import hold_out
+from train.options import BOTH_OPTION, CONTEXT, CROP_OPTION, FLOW_OPTION, HELD_OUT_SHARE, PRECISION_OPTION, RGB_OPTION
+from train.run import Precision
+from train.scores import MEASURES, summary
+from train.stream import Inputs, open_samples, trainable_samples
+
+CLIPS_SHOWN = 20
+
+
+def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dict[str, float]:
+    """`rgb=1,flow=2` as numbers by name."""
+    weights: dict[str, float] = {}
+    for part in text.split(",") if text is not None else []:
+        name, number = (word.strip() for word in part.partition("=")[::2])
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if name not in get_args(Inputs) or name in weights or not 0 < weight < math.inf:
+            raise click.BadParameter(
+                f"{part!r}: want rgb, flow or both, each once, with a positive number, such as rgb=1,flow=2",
+                param=option,
+            )
+        weights[name] = weight
+    return weights
+
+
+@click.command("i3d-eval", context_settings=CONTEXT)
+@click.option("--shards", required=True, help="A dataset's folder (DIR or DIR@SNAPSHOT), or tars with braces or globs.")
+@click.option("--split", help="Only this split, such as val or test1.")
+@click.option("--hold-out", "share", type=HELD_OUT_SHARE, help="Only those clips that i3d-train --hold-out left out.")
+@RGB_OPTION
+@FLOW_OPTION
+@BOTH_OPTION
+@CROP_OPTION
+@click.option(
+    "--crops",
+    type=click.Choice(get_args(Crops)),
+    default=1,
+    show_default=True,
+    help="The centre crop, or three along the longer side, averaged.",
+)
+@click.option("--flips", is_flag=True, help="Average with the mirrored clip; not where left and right differ.")
+@click.option(
+    "--fusion-weights",
+    "weights",
+    callback=_weights,
+    metavar="NAME=NUMBER,…",
+    help="What logits are multiplied with before they are added, such as rgb=1,flow=2.  [default: 1 each]",
+)
+@click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@PRECISION_OPTION
+def evaluate_command(
+    shards: str,
+    split: str | None,
+    share: float | None,
+    rgb: Path | None,
+    flow: Path | None,
+    both: Path | None,
+    json_file: Path | None,
+    precision: Precision,
+    **protocol: Any,
+) -> None:
+    """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
+
+    Each is tested as in the paper: I3D on a clip at once, the others window by window.
+
+    A checkpoint is a run's file, the prefix of a TensorFlow checkpoint, or a file of one of the PyTorch ports.
+
+    Example: i3d-eval --shards k400 --split val --rgb rgb_scratch/model.ckpt --json result.json
+    """
+    try:
+        how = Protocol(**protocol)
+        given: dict[Inputs, Path | None] = {"rgb": rgb, "flow": flow, "both": both}
+        _require_all_given(how.weights, given)
+        samples = open_samples(shards, split)
+        missing = missing_clips(samples, split)
+        if share is not None:
+            _, samples = hold_out(trainable_samples(samples, ()), share)
+        if flow is not None or both is not None:
+            samples.require_one_flow()
+        streams = load_streams(given, samples.classes, precision=precision)
+        console = Console(file=sys.stderr)
+        found_by_clip = require_good(evaluate(samples, streams, how))
+        quiet = not console.is_terminal
+        results = list(
+            track(found_by_clip, "clips", total=len(samples), console=console, transient=True, disable=quiet)
+        )
+        found = {**summary(results, samples, streams, how, split, missing), "hold_out": share}
+        if json_file is not None:
+            write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+    except (ValueError, CheckpointError, OSError) as error:
+        raise click.ClickException(printable(str(error))) from error
+    _print_summary(found)
+
+
+def _require_all_given(weights: Mapping[str, float], given: Mapping[Inputs, Path | None]) -> None:
+    for name, path in given.items():
+        if name in weights and path is None:
+            raise ValueError(f"--fusion-weights {name}={weights[name]:g}: there is no --{name}")
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    if len(found["clips"]) <= CLIPS_SHOWN:
+        for clip in found["clips"]:
+            best = clip["top5"][0]
+            label = printable(clip["label"] or "none")
+            click.echo(f"{clip['key']}  {best['probability']:.3f} {printable(best['label'])}  (label: {label})")
+    click.echo(_clips_in_words(found))
+    click.echo(_protocol_in_words(found["protocol"]))
+    for name, checkpoint in found["checkpoints"].items():
+        files = ", ".join(f"{printable(file)} {sha256[:12]}" for file, sha256 in checkpoint["sha256"].items())
+        click.echo(f"{name}: {checkpoint['architecture']}, {files}")
+    if not found["clips_labelled"]:
+        return
+    titles = ("top-1", "top-5", "mean of classes")
+    click.echo(" " * 9 + "".join(f"{title:<26}" for title in titles).rstrip())
+    together = [("together", found)] if len(found["streams"]) > 1 else []
+    for name, scores in [*found["streams"].items(), *together]:
+        told = (
+            f"{scores[measure]:.4f} [{low:.4f}, {high:.4f}]"
+            for measure in MEASURES
+            for low, high in [scores["intervals"][measure]]
+        )
+        click.echo(f"{name:<9}" + "".join(f"{text:<26}" for text in told).rstrip())
+    how = found["bootstrap"]
+    click.echo(f"[{how['confidence']:.0%} intervals, bootstrap over clips, {how['resamples']} resamples]")
+
+
+def _clips_in_words(found: dict[str, Any]) -> str:
+    """Which clips, and how many are missing, by reason."""
+    clips = found["clip_list"]
+    place = f"snapshot {found['snapshot']}" if found["snapshot"] else "tars"
+    told = f"{place}, split {found['split'] or '(all)'}: {clips['found']} clips, {found['clips_labelled']} with a label"
+    if clips["missing"] is None:
+        return f"{told}; without a ledger, nobody knows what is missing"
+    reasons = Counter(clip["reason"] or "in a later snapshot" for clip in clips["missing"])
+    told += f"; {len(clips['missing'])} of the list missing{_counted(reasons)}"
+    if clips["unplaced"]:
+        told += f"; {sum(clips['unplaced'].values())} more of splits unknown{_counted(clips['unplaced'])}"
+    return told
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{printable(reason)} {number}' for reason, number in reasons.items())})" if reasons else ""
+
+
+def _protocol_in_words(protocol: dict[str, Any]) -> str:
+    crops = "centre crop" if protocol["crops"] == 1 else f"{protocol['crops']} crops"
+    parts = [f"{crops} of {protocol['crop']} pixels", f"frames: {protocol['frames'] or 'all'}"]
+    parts += ["with flips"] if protocol["flips"] else []
+    weights = protocol["weights"]
+    parts += [" + ".join(f"{number:g} x {name}" for name, number in weights.items())] if len(weights) > 1 else []
+    return ", ".join([*parts, protocol["precision"]])
