@@ -1,6 +1,7 @@
 """Held-out clips: whole videos, about the share of each class, the same in i3d-train and i3d-eval."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -28,15 +29,16 @@ def command(which, *arguments, status=0):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, make_video):
-    """Clips named as those of UCF-101: two classes, five groups of two clips each; and one without a label."""
+    """Clips named as those of UCF-101: two classes, five groups of two clips each."""
     folder = tmp_path_factory.mktemp("ucf")
     output = tmp_path_factory.mktemp("dataset")
     lines = ["path,label"]
+    video = make_video(folder / "any.mp4", size="64x48", seconds=0.4)
     for label in LABELS:
         (folder / label).mkdir()
         for number in range(GROUPS * CLIPS):
             name = f"{label}/v_{label}_g{number // CLIPS + 1:02d}_c{number % CLIPS + 1:02d}.mp4"
-            make_video(folder / name, "-vf", f"hue=h={number * 36}", size="64x48", seconds=0.4)
+            shutil.copy(video, folder / name)
             lines.append(f"{name},{label}")
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
     small = ("--short-side", 32, "--flow", "none")
@@ -74,7 +76,7 @@ def test_the_choice_depends_on_no_order(dataset):
 def test_a_share_that_is_less_than_half_a_video_is_refused(dataset):
     with pytest.raises(FormatError, match="less than half a video of any class"):
         hold_out(open_samples(str(dataset)), 0.05)
-    with pytest.raises(ValueError, match=r"at most 0\.5"):
+    with pytest.raises(ValueError, match="at most"):
         hold_out(open_samples(str(dataset)), 0.6)
 
 

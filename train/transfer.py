@@ -29,6 +29,7 @@ Setting = Literal["original", "fixed", "full-ft"]
 _CELL = "cell.json"
 RESULT = "result.json"
 NETWORK = "network.pt"
+_MADE = (NETWORK, "*/checkpoints/*.pt", f"*/{DIVERGED}")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def run_cell(
         fix: of "fixed", instead of i3d-train: try the rates and write `NETWORK`; gives what each came to.
 
     Returns:
-        `result.json`: what i3d-eval says of the network on the test clips, and `model`, `stream`, `setting`, `initial`,
-        and `chosen`: the rate, on how many clips it was chosen, and what each candidate came to.
+        `result.json`: what i3d-eval says of the network on the test clips, `model`, `stream`, `setting`, `initial`,
+        `steps`, `batch_size`, and `chosen`: the rate, the share held out to choose it, and what each rate came to.
 
     Raises:
         RunError: the folder holds another cell or other files, all candidates diverged, or a training was stopped.
@@ -136,6 +137,8 @@ def run_cell(
             "stream": cell.stream,
             "setting": cell.setting,
             "initial": cell.initial,
+            "steps": cell.steps,
+            "batch_size": cell.batch_size,
             "chosen": {
                 "rate": rate,
                 "hold_out": cell.hold_out,
@@ -161,7 +164,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _claim(folder: Path, cell: Cell) -> None:
-    """Make a folder this cell's; raise `RunError` where it is another's."""
+    """Make a folder this cell's; raise `RunError` where it is another's. One that came to nothing is begun anew."""
     file = folder / _CELL
     wanted = json.loads(canonical_json(asdict(cell)))
     remove_partial_files(folder)
@@ -170,7 +173,9 @@ def _claim(folder: Path, cell: Cell) -> None:
             raise RunError(f"{folder}: holds other files; choose an --output that is empty or not there yet")
         write_file(file, canonical_json(wanted))
     elif changed := differences(_read(file), wanted):
-        raise RunError(f"{folder}: holds another cell: {', '.join(changed)}")
+        if any(next(folder.glob(made), None) for made in _MADE):
+            raise RunError(f"{folder}: holds another cell: {', '.join(changed)}")
+        write_file(file, canonical_json(wanted))
 
 
 def snapshot_of(folder: Path) -> str | None:

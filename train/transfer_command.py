@@ -172,6 +172,8 @@ def transfer(asked: Asked) -> dict[str, Any]:
         ValueError, CheckpointError: options, data or initial weights that cannot be used.
         RunError, ProgramFailed, LeaseHeld, OSError: as `train.transfer.run_cell`.
     """
+    if asked.val_split == asked.test_split:
+        raise ValueError(f"--val-split {asked.val_split} is --test-split, too: the rate would be chosen on its clips")
     initial = _initial(asked)
     snapshot = snapshot_of(asked.output)
     asked = replace(asked, shards=asked.shards if snapshot is None else at_snapshot(asked.shards, snapshot))
@@ -181,12 +183,9 @@ def transfer(asked: Asked) -> dict[str, Any]:
     validation = _samples(asked, asked.val_split, "--val-split") if asked.val_split is not None else None
     test = _samples(asked, asked.test_split, "--test-split")
     values = _values(asked)
-    default = (
-        FIXED_RATES
-        if asked.setting == "fixed"
-        else [share * rate_of_batch(values["batch_size"]) for share in CANDIDATES]
-    )
-    rates = asked.rates or tuple(default)
+    released = rate_of_batch(values["batch_size"])
+    candidates = FIXED_RATES if asked.setting == "fixed" else tuple(share * released for share in CANDIDATES)
+    rates = asked.rates or candidates
     cell = Cell(
         model=asked.model,
         stream=asked.stream,
