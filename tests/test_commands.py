@@ -4,8 +4,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from train.cli import evaluate_command, predict_command, report_command, train_command
+from train.cli import evaluate_command, report_command, train_command
 from train.filters import filters_command
+from train.predict_command import predict_command
 from train.table1 import table1_command
 
 COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "purge"}
