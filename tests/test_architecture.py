@@ -1,4 +1,4 @@
-"""The direction of imports: pipeline → flow, manifests; train → model, flow, manifests and what of pipeline is no Beam."""
+"""The direction of imports: pipeline → flow, manifests; train → model, flow, manifests and some of pipeline."""
 
 import ast
 import subprocess

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import Colorspace
 
 from flow import colour_code, colour_legend, dequantise, flow_pictures
 from manifests.clip import printable
@@ -23,7 +24,8 @@ from train.videos import StoredStream
 SHORT_SIDE_PIXELS = 240  # smaller pictures are enlarged, so that there is room for words
 CRF = 20
 CURVES = len(COLOURS)
-MARGIN, CHART_PIXELS, ROW_PIXELS, LEGEND_PIXELS = 12, 96, 26, 44
+MARGIN, CHART_TOP, CHART_PIXELS, ROW_PIXELS, LEGEND_PIXELS = 12, 26, 96, 26, 44
+ROWS_TOP = CHART_TOP + CHART_PIXELS + MARGIN
 TEXT_PIXELS = 15
 INK, FAINT, PAPER = (30, 30, 30), (215, 215, 215), 255
 
@@ -48,10 +50,11 @@ def write_video(path: Path, found: Prediction, stored: Mapping[Stream, StoredStr
         stream, panel = None, np.empty(0)
         for number, picture in enumerate(_pictures(stored)):
             if stream is None:
-                panel = _panel(picture.shape[1], over_time, leading)
+                panel = _panel(picture.shape[1], found.frames, over_time, leading)
                 stream = container.add_stream("libx264", rate=FRAME_RATE)
                 stream.width, stream.height, stream.pix_fmt = picture.shape[1], len(picture) + len(panel), "yuv420p"
                 stream.codec_context.options = {"crf": str(CRF)}
+                stream.codec_context.colorspace = Colorspace.ITU601
             below = panel.copy()
             _draw_now(below, number, found, over_time, leading, labels)
             frame = av.VideoFrame.from_ndarray(np.concatenate([picture, below]), format="rgb24")
@@ -79,17 +82,17 @@ def _pictures(stored: Mapping[Stream, StoredStream]) -> Iterator[np.ndarray]:
         yield np.concatenate(pair, axis=1)
 
 
-def _panel(width: int, over_time: OverTime, leading: Sequence[int]) -> np.ndarray:
+def _panel(width: int, frames: int, over_time: OverTime, leading: Sequence[int]) -> np.ndarray:
     """What stands below all frames: curves over the whole video. [rows, width, 3] uint8."""
-    height = CHART_PIXELS + 2 * MARGIN + ROW_PIXELS * len(leading) + MARGIN
-    panel = np.full((height + height % 2, width, 3), PAPER, np.uint8)
+    panel = np.full((ROWS_TOP + ROW_PIXELS * len(leading) + MARGIN // 2 * 2, width, 3), PAPER, np.uint8)
     for share in (0.0, 0.5, 1.0):
         level = _level(share)
         cv2.line(panel, (MARGIN, level), (width - MARGIN, level), FAINT, 1)
-    across = np.linspace(MARGIN, width - MARGIN, len(over_time.seconds) + 1)[:-1]
+    places = [_place(step * STEP_FRAMES, frames, width) for step in range(len(over_time.seconds))]
     for colour, index in reversed(list(zip(_colours(), leading, strict=False))):
         levels = [_level(float(share)) for share in over_time.probabilities[:, index]]
-        points = np.stack([across.round(), levels], axis=1).astype(np.int32)
+        # The last value holds up to the end.
+        points = np.array([*zip(places, levels, strict=True), (width - MARGIN, levels[-1])], np.int32)
         cv2.polylines(panel, [points], isClosed=False, color=colour, thickness=2, lineType=cv2.LINE_AA)
     return panel
 
@@ -104,15 +107,14 @@ def _draw_now(
 ) -> None:
     """Draw where frame `number` is, and how likely the classes are there."""
     width = panel.shape[1]
-    steps = len(over_time.seconds)
-    now = min(round(number / STEP_FRAMES), steps - 1)
-    place = round(MARGIN + (width - 2 * MARGIN) * number / (steps * STEP_FRAMES))
-    cv2.line(panel, (place, MARGIN), (place, MARGIN + CHART_PIXELS), INK, 1)
+    now = min(round(number / STEP_FRAMES), len(over_time.seconds) - 1)
+    place = _place(number, found.frames, width)
+    cv2.line(panel, (place, CHART_TOP - 4), (place, _level(0.0)), INK, 1)
     time = f"{found.start_seconds + number / FRAME_RATE:.2f} s"
-    left = place + 4 if place + 4 + _text_width(time) < width else place - 4 - _text_width(time)
-    _write(panel, time, left, MARGIN + TEXT_PIXELS - 3)
+    half = _text_width(time) // 2
+    _write(panel, time, min(max(place - half, MARGIN), width - MARGIN - 2 * half), CHART_TOP - 8)
     for row, (colour, index) in enumerate(zip(_colours(), leading, strict=False)):
-        top = CHART_PIXELS + 2 * MARGIN + row * ROW_PIXELS
+        top = ROWS_TOP + row * ROW_PIXELS
         share = float(over_time.probabilities[now, index])
         words = f"{share:.0%}"
         room = width - 3 * MARGIN - _text_width("100%")
@@ -126,7 +128,13 @@ def _draw_now(
 
 
 def _level(share: float) -> int:
-    return MARGIN + round((1 - share) * CHART_PIXELS)
+    """Row of a probability."""
+    return CHART_TOP + round((1 - share) * CHART_PIXELS)
+
+
+def _place(number: int, frames: int, width: int) -> int:
+    """Column of a frame."""
+    return MARGIN + round((width - 2 * MARGIN) * number / frames)
 
 
 def _colours() -> list[tuple[int, int, int]]:
