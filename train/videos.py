@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import tempfile
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from pipeline.video import StoredRgb, VideoError, encode_rgb, flow_coding, flow_
 from pipeline.youtube import without_credentials
 
 MAXIMUM_SECONDS = 6 * 3600.0
+SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 Video = Path | str  # a file, or a URL
 Result = TypeVar("Result")
@@ -97,8 +99,11 @@ def prepare(
 
         if isinstance(video, Path):
             if not video.is_file():
-                raise VideoError("missing", f"{video.name} is no longer there")
-            rgb = encoded(video)
+                raise VideoError("missing", "it is no longer there")
+            # Under a plain name: what a stranger called it, perhaps not even in UTF-8, no tool is given and none repeats.
+            plain = Path(name) / (f"video{video.suffix}" if SUFFIX.fullmatch(video.suffix) else "video")
+            plain.symlink_to(video.resolve())
+            rgb = encoded(plain)
         else:
             downloads.mkdir()
             latest = start_seconds + MAXIMUM_SECONDS + 1  # what lies behind it is not asked for

@@ -133,7 +133,7 @@ def _clips(
     stored: Mapping[Stream, StoredStream], windows: Sequence[Pictures], crop: int, at_a_time: int
 ) -> Iterator[dict[Stream, Tensor]]:
     """The pictures of windows, some windows at a time: [B, pictures, rows, crop] uint8 of each stream."""
-    stacks = {s: _stacks(stored[s], s, crop, (window[s] for window in windows)) for s in windows[0]}
+    stacks = {s: _stacks(stored[s], s, crop, [window[s] for window in windows]) for s in windows[0]}
     for _ in range(0, len(windows), at_a_time):
         yield {s: torch.from_numpy(np.stack(list(islice(some, at_a_time)))) for s, some in stacks.items()}
 
