@@ -4,6 +4,7 @@ A folder is a `pathlib.Path`, or, in a bucket, a `upath.UPath`, which has the sa
 the two do differently stands here.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -82,6 +83,14 @@ def write_file(path: Path, content: bytes) -> None:
         return
     with complete_file(path) as file:
         file.write(content)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError now if no file can be written to `path`, and not when the work that it is for is done."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with partial_file(path):
+        pass
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -7,7 +7,8 @@ from html import escape
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --bar: #2a9d8f; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 64rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin-top: 2.5rem; overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 .cards { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; }
 .cards li { background: var(--soft); border-radius: .5rem; padding: .6rem 1rem; min-width: 6rem; }

@@ -79,9 +79,24 @@ class ConvNetLSTM(nn.Module):
             minimum_side=MINIMUM_SIDE,
             check_values=self.checks_values and not self.training,
         )
+        return self.classify(self.picture_features(x))
+
+    def picture_features(self, x: Tensor) -> Tensor:
+        """What the network of pictures sees in each, by itself.
+
+        Args:
+            x: [B, in_channels, T, H, W], as for `forward`.
+
+        Returns:
+            [B, T, 1024].
+        """
         frames = x.shape[2]
-        features = self.body(as_pictures(x, frames)).mean(dim=(2, 3))  # [B · T, 1024]
-        hidden = self.lstm(features.unflatten(0, (-1, frames)))  # [B, T, 512]
+        features: Tensor = self.body(as_pictures(x, frames)).mean(dim=(2, 3))
+        return features.view(len(x), frames, -1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits, as of `forward`, from the features [B, T, 1024] of all pictures."""
+        hidden = self.lstm(features)  # [B, T, 512]
         if not self.training:
             hidden = hidden[:, -1:]
         logits: Tensor = self.head(self.dropout(hidden)).transpose(1, 2)

@@ -191,6 +191,26 @@ def fetch(
     raise VideoError((hopeful or errors[-1:])[0].reason, told)
 
 
+def fetch_url(url: str, scratch: Path, short_side: int, start_seconds: float, end_seconds: float) -> Path | RemoteVideo:
+    """Bring the one video at a URL, a file's or that of a page which yt-dlp can read, onto this machine.
+
+    Args:
+        url: of `http` or `https`.
+        scratch: an empty folder for what is downloaded.
+        short_side: of the pictures that are wanted, in pixels, for picking the smallest stream that is large enough.
+        start_seconds: where what is wanted begins.
+        end_seconds: where it ends.
+
+    Returns:
+        As of `fetch`: a file in `scratch`, or a video to be read within `reading` and closed by the caller.
+
+    Raises:
+        VideoError: what went wrong, by a reason of the ledger.
+    """
+    clip = Clip(url, "file", url, start_seconds, end_seconds, None, None)
+    return _from_url(UrlSource(url, files=False), clip, url, scratch, short_side)
+
+
 def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> Video:
     if isinstance(source, DatasetSource):
         return read_stored(source, clip)
@@ -201,7 +221,7 @@ def _fetch_from(clip: Clip, source: Source, scratch: Path, short_side: int) -> V
     assert not isinstance(source, ArchiveSource)  # they are read before any clip is asked for
     if isinstance(source, FolderSource):
         return _from_folder(open_path(source.folder), clip, scratch)
-    return _from_url(source, clip, scratch, short_side)
+    return _from_url(source, clip, source.template.replace(PLACEHOLDER, clip.video), scratch, short_side)
 
 
 def _from_folder(folder: Path, clip: Clip, scratch: Path) -> Path | CutClip:
@@ -228,9 +248,8 @@ def _brought(path: Path, scratch: Path) -> Path:
     return scratch / path.name
 
 
-def _from_url(source: UrlSource, clip: Clip, scratch: Path, short_side: int) -> Path | RemoteVideo:
+def _from_url(source: UrlSource, clip: Clip, url: str, scratch: Path, short_side: int) -> Path | RemoteVideo:
     """Download, with the patience and the restraint that a source on the net needs."""
-    url = source.template.replace(PLACEHOLDER, clip.video)
     beyond = _refusals[source] - REFUSALS_IN_A_ROW
     if beyond >= 0 and (beyond + 1) % ASK_AGAIN_AFTER:
         _refusals[source] += 1

@@ -311,16 +311,14 @@ def decode_luma(video: bytes) -> np.ndarray:
     return np.stack(list(luma_pictures(video)))
 
 
-def luma_pictures(video: bytes) -> Iterator[np.ndarray]:
+def luma_pictures(video: bytes, numbers: Collection[int] | None = None) -> Iterator[np.ndarray]:
     """Luma of a stored RGB video stretched to full range: pictures [H, W] uint8 grey, 0 black, 255 white.
 
     This is the grey that flow is computed from: BT.601 luma is what OpenCV calls grey, without the way over RGB.
-
-    Raises:
-        VideoError: corrupt.
+    Arguments and errors as of `yuv_pictures`.
     """
     stretch = np.clip(np.rint((np.arange(256) - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
-    for luma, _, _ in yuv_pictures(video):
+    for luma, _, _ in yuv_pictures(video, numbers):
         yield stretch[luma]
 
 
@@ -349,14 +347,18 @@ def yuv_pictures(
 
 
 def decode_rgb(video: bytes) -> np.ndarray:
-    """All pictures of a stored RGB video for an eye: [T, H, W, 3] uint8, by FFmpeg's conversion.
+    """All of `rgb_pictures` at once: [T, H, W, 3] uint8. Raises as that does."""
+    return np.stack(list(rgb_pictures(video)))
 
-    The networks see those of `train.decode.network_input`, which differ by its rounding.
 
-    Raises:
-        VideoError: corrupt.
+def rgb_pictures(video: bytes, numbers: Collection[int] | None = None) -> Iterator[np.ndarray]:
+    """Pictures of a stored RGB video for an eye: [H, W, 3] uint8 each, by FFmpeg's conversion.
+
+    The networks see those of `train.decode.network_input`, which differ by its rounding. Arguments and errors as of
+    `yuv_pictures`.
     """
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(video)])
+    for frame in _decode(video, numbers):
+        yield frame.to_ndarray(format="rgb24")
 
 
 def _decode(video: bytes, numbers: Collection[int] | None = None) -> Iterator[av.VideoFrame]:

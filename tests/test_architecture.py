@@ -1,4 +1,4 @@
-"""The direction of imports: pipeline → flow, manifests; train → model, flow, manifests and one room of pipeline."""
+"""The direction of imports: pipeline → flow, manifests; train → model, flow, manifests and some of pipeline."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "flow": set(),
     "model": set(),
     "pipeline": {"flow", "manifests"},
-    "train": {"model", "flow", "manifests", "pipeline.video"},
+    "train": {"model", "flow", "manifests", "pipeline.video", "pipeline.fetch", "pipeline.youtube"},
 }
 
 
@@ -53,7 +53,12 @@ def test_manifests_need_only_numpy():
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("train.cli", "apache_beam"), ("manifests.lists", "torch"), ("pipeline.cli", "torch")],
+    [
+        ("train.cli", "apache_beam"),
+        ("train.predict_command", "apache_beam"),
+        ("manifests.lists", "torch"),
+        ("pipeline.cli", "torch"),
+    ],
 )
 def test_what_stays_outside(module, unwanted):
     code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"

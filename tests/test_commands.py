@@ -4,9 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from train.cli import predict_command, report_command, train_command
+from train.cli import report_command, train_command
 from train.eval_command import evaluate_command
 from train.filters import filters_command
+from train.predict_command import predict_command
 from train.table1 import table1_command
 from train.transfer_command import transfer_command
 

@@ -13,11 +13,11 @@ from manifests.sample import FormatError
 from model import I3D, load_i3d, save_run
 from pipeline.cli import main
 from pipeline.video import decode_rgb
-from train.cli import predict_command
 from train.decode import network_input, whole_clip
 from train.eval_command import evaluate_command
 from train.evaluate import clip_logits, load_streams
 from train.loader import whole_clips
+from train.predict_command import predict_command
 from train.stream import open_samples, read_json
 
 CLASSES = ["jump", "run", "stand"]

@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 from flow import decode_flow_codes
 from model import I3D, ConvNetLSTM, load_i3d, save_run
 from pipeline.video import RgbCoding, encode_rgb, flow_coding, flow_of
-from train.cli import predict_command
 from train.decode import network_input, whole_clip
 from train.evaluate import CHUNK_FRAMES
+from train.predict_command import predict_command
 
 SIDE = 32
 SECONDS = 12.0

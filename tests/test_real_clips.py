@@ -11,9 +11,10 @@ from flow.files import read_flo
 from manifests.sample import RgbCoding
 from pipeline.cli import main
 from pipeline.video import decode_rgb, encode_rgb
-from train.cli import predict_command, train_command
+from train.cli import train_command
 from train.eval_command import evaluate_command
 from train.log import read_metrics
+from train.predict_command import predict_command
 
 EXPECTED = {"cleanpool01_000000_000010": "cleaning pool", "eyebrowucf1_000000_000006": "filling eyebrows"}
 

@@ -9,9 +9,10 @@ from model import load_checkpoint
 from pipeline.cli import main
 from tests import golden
 from tests.test_ranks import damaged_copy
-from train.cli import predict_command, report_command, train_command
+from train.cli import report_command, train_command
 from train.eval_command import evaluate_command
 from train.log import read_metrics
+from train.predict_command import predict_command
 
 DATA = ("--shards", golden.DATASET, "--split", "train")
 HELD_OUT = ("--val-shards", golden.DATASET, "--val-split", "val")

@@ -1,6 +1,5 @@
-"""The commands `i3d-train`, `i3d-predict`, `i3d-report`: parse, call a function, put errors into words."""
+"""The commands `i3d-train` and `i3d-report`: parse, call a function, put errors into words."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -11,19 +10,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from manifests.clip import printable
 from manifests.lease import LeaseHeld
-from manifests.sample import FormatError, RgbCoding
-from model import I3D, Architecture, CheckpointError
-from model.chunks import ENDPOINTS
-from model.inception import MINIMUM_SIDE
-from pipeline.video import VideoError
-from train.evaluate import load_streams
-from train.options import BOTH_OPTION, CONTEXT, CROP_OPTION, FLOW_OPTION, HELD_OUT_SHARE, PRECISION_OPTION, RGB_OPTION
+from manifests.sample import FormatError
+from model import Architecture, CheckpointError
+from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
-from train.predict import predict, write_features
 from train.quarantine import TooManyBad
 from train.recipes import RECIPES, RecipeName, describe, lay_recipe
-from train.run import Precision, RunError
+from train.run import RunError
 from train.schedule import SCHEDULES
 from train.start import MAXIMUM_STEPS, Options, start
 from train.state import NonFiniteLossError
@@ -165,73 +159,6 @@ def train_command(context: click.Context, /, recipe: RecipeName | None, **option
         begin(Options(**options))
     except (ValueError, CheckpointError, RunError, LeaseHeld, NonFiniteLossError, TooManyBad, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
-
-
-@click.command("i3d-predict", context_settings=CONTEXT)
-@click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@RGB_OPTION
-@FLOW_OPTION
-@BOTH_OPTION
-@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Seconds; by default the beginning.")
-@click.option("--end", type=click.FloatRange(min=0), help="Seconds; by default the end.")
-@CROP_OPTION
-@click.option(
-    "--short-side",
-    type=click.IntRange(min=MINIMUM_SIDE),
-    default=RgbCoding().short_side,
-    show_default=True,
-    help="Pixels; that of the data the networks were trained on.",
-)
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.option(
-    "--features",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write what I3D sees over time to this .npz file: rgb_features, rgb_seconds, and of flow the same.",
-)
-@click.option(
-    "--endpoint",
-    type=click.Choice(ENDPOINTS),
-    help=f"Of --features: whose activation, averaged over the picture.  [default: {I3D.ENDPOINTS[-1]}]",
-)
-@PRECISION_OPTION
-def predict_command(
-    video: Path,
-    rgb: Path | None,
-    flow: Path | None,
-    both: Path | None,
-    start: float,
-    end: float | None,
-    crop: int,
-    short_side: int,
-    top: int,
-    as_json: bool,
-    features: Path | None,
-    endpoint: str | None,
-    precision: Precision,
-) -> None:
-    """Say what happens in a video file, or in a stretch of it.
-
-    Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20 --features clip.npz
-    """
-    try:
-        if endpoint is not None and features is None:
-            raise ValueError(f"--endpoint {endpoint} wants --features: name a file for them")
-        if features is not None:
-            endpoint = endpoint or I3D.ENDPOINTS[-1]
-        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, precision=precision)
-        found = predict(video, streams, start, end, top, crop, short_side, endpoint)
-        if features is not None and endpoint is not None:
-            write_features(features.resolve(), found.features, endpoint)
-    except (VideoError, CheckpointError, ValueError, OSError) as error:
-        message = "\n".join(printable(str(error)).splitlines()[-3:])
-        raise click.ClickException(f"{video}: {message}" if isinstance(error, VideoError) else message) from error
-    if as_json:
-        told = {"video": str(video), "frames": found.frames, "top": found.top}
-        click.echo(json.dumps(told, indent=1, ensure_ascii=False))
-    else:
-        for place in found.top:
-            click.echo(f"{place['probability']:.4f}  {place['label']}")
 
 
 @click.command("i3d-report", context_settings=CONTEXT)

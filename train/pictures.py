@@ -58,7 +58,7 @@ def clip_figures(runs: Sequence[Run], count: int) -> tuple[list[Html], list[str]
         figures += _figures(group, count, left_out)
     if figures:
         words = f"Flow: hue is direction, saturation is speed; the rim is {FLOW_SCALE_PIXELS:g} pixels a frame."
-        wheel = _encoded(".png", colour_legend(LEGEND_PIXELS))
+        wheel = encoded(".png", colour_legend(LEGEND_PIXELS))
         figures.insert(0, figure(wheel, "image/png", LEGEND_PIXELS, LEGEND_PIXELS, "Colour wheel", words))
     return figures, left_out
 
@@ -146,13 +146,13 @@ def _figure(sample: Sample, answers: dict[str, Any]) -> Html:
         picture = cv2.resize(picture, (WIDTH_PIXELS, height), interpolation=cv2.INTER_AREA)
     label = metadata["label"]
     caption = f"<b>{escape(label)}</b> · {judged(answers, label)}<br>{escape(sample.key)}"
-    return figure(_encoded(".jpg", picture), "image/jpeg", WIDTH_PIXELS, height, f"{label}: {sample.key}", caption)
+    return figure(encoded(".jpg", picture), "image/jpeg", WIDTH_PIXELS, height, f"{label}: {sample.key}", caption)
 
 
-def _encoded(suffix: str, picture: np.ndarray) -> bytes:
+def encoded(suffix: str, picture: np.ndarray) -> bytes:
     """An RGB picture as the bytes of a file."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
-    ok, encoded = cv2.imencode(suffix, picture[..., ::-1], options)
+    ok, content = cv2.imencode(suffix, picture[..., ::-1], options)
     if not ok:
         raise RuntimeError(f"cannot encode a picture of {picture.shape} as {suffix}")
-    return encoded.tobytes()
+    return bytes(content)

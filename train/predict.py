@@ -1,33 +1,20 @@
-"""What happens in a video file: prepared as the pipeline does it, through the same bytes."""
+"""What happens in a video: its likeliest classes, those of a sliding window over time, and features."""
 
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from manifests.clip import check_times
 from manifests.files import complete_file
-from manifests.sample import FRAME_RATE, MINIMUM_FRAMES, RGB, RgbCoding
-from model import I3D, LOGITS, Stream, chunked_endpoints, step_frames
-from pipeline.video import encode_rgb, flow_coding, flow_of
-from train.decode import CROP_PIXELS, clip_pictures, network_input, whole_clip
-from train.evaluate import CHUNK_FRAMES, Streams, network_logits, sum_of_streams, top_classes
-
-MAXIMUM_SECONDS = 6 * 3600.0
-
-
-class StoredStream(NamedTuple):
-    """A video in its stored form, and how many pictures it has."""
-
-    content: bytes
-    pictures: int
+from manifests.sample import FRAME_RATE
+from model import Stream
+from train.decode import CROP_PIXELS
+from train.evaluate import Streams, sum_of_streams, top_classes
+from train.over_time import OverTime, classes_over_time
+from train.videos import StoredStream
+from train.watch import clip_logits, watch
 
 
 class Features(NamedTuple):
@@ -43,117 +30,75 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What networks say of a video: how long it is at 25 frames a second, its likeliest classes, and features."""
+    """What networks say of a video.
 
+    Attributes:
+        start_seconds: where in its file it begins.
+        frames: how long it is, at 25 frames a second.
+        top: its likeliest classes, best first, with label, index and probability.
+        features: of an endpoint that was asked for.
+        over_time: the classes of a sliding window, where they were asked for.
+    """
+
+    start_seconds: float
     frames: int
-    top: list[dict[str, Any]]  # best first, with label, index and probability
+    top: list[dict[str, Any]]
     features: dict[Stream, Features]
+    over_time: OverTime | None
+
+    @property
+    def end_seconds(self) -> float:
+        """Where in its file it ends."""
+        return self.start_seconds + self.frames / FRAME_RATE
 
 
 def predict(
-    video: Path,
+    stored: Mapping[Stream, StoredStream],
     streams: Streams,
     start_seconds: float = 0.0,
-    end_seconds: float | None = None,
     top: int = 5,
     crop: int = CROP_PIXELS,
-    short_side: int = RgbCoding.short_side,
     endpoint: str | None = None,
+    window_seconds: float | None = None,
 ) -> Prediction:
-    """Classify [start_seconds, end_seconds) of a video, by default all of it.
+    """Classify a video.
 
-    The clip goes through the stored form, encoded and decoded, so that a prediction equals the evaluation of the same
-    clip in a dataset. I3D sees it piece by piece: beside the stored bytes, memory does not grow with its length.
+    It comes in the stored form, so that a prediction equals the evaluation of the same clip in a dataset. Networks see
+    it piece by piece: beside the stored bytes, what grows with its length are the values of their steps alone.
 
     Args:
-        video: the file.
+        stored: the video, of `train.videos.prepare`.
         streams: the networks.
-        start_seconds: where to begin.
-        end_seconds: where to end; None is the end of the video.
+        start_seconds: where in its file the video begins.
         top: how many classes to name.
         crop: side of the centre crop, in pixels.
-        short_side: of the pictures that it is cut from, in pixels.
         endpoint: give the features of this one of `model.chunks.ENDPOINTS`, too; the networks must be I3Ds.
+        window_seconds: give the classes of a sliding window of this length, too.
 
     Raises:
-        VideoError: the file is missing, no video, too short, …
-        ValueError: times out of order, pictures smaller than the crop, no such endpoint, or features that are asked of
-            another network than I3D.
+        ValueError: pictures smaller than the crop, no such endpoint.
     """
-    check_times(start_seconds, end_seconds)
-    if crop > short_side:
-        raise ValueError(f"pictures of short side {short_side} are smaller than the crop of {crop}x{crop} (--crop)")
-    for network in streams.networks.values():
-        if endpoint is not None and not isinstance(network, I3D):
-            raise ValueError(f"--features are of i3d, this network is {network.architecture}")
-    stored = _prepare(video, "flow" in streams.seen, start_seconds, end_seconds, short_side)
-    logits: dict[str, Tensor] = {}
-    features: dict[Stream, Features] = {}
     with streams.autocast():
-        for inputs, network in streams.networks.items():
-            if not isinstance(network, I3D):
-                pixels = {s: torch.from_numpy(whole_clip(stored[s].content, s, crop)) for s in network.streams}
-                logits[inputs] = network_logits(pixels, network, streams.device)
-                continue
-            (stream,) = network.streams
-            logits[inputs], found = watch(network, stored[stream], crop, streams.device, endpoint)
-            if endpoint is not None:
-                frames = step_frames(network, max(stored[stream].pictures, MINIMUM_FRAMES), endpoint).numpy()
-                offset = 0.5 if stream == "flow" else 0.0  # flow belongs between the two frames that it is of
-                features[stream] = Features(found.numpy(), start_seconds + (frames + offset) / FRAME_RATE)
-    return Prediction(stored["rgb"].pictures, top_classes(sum_of_streams(logits), streams.classes, top), features)
-
-
-@torch.inference_mode()
-def watch(
-    network: I3D, stored: StoredStream, crop: int, device: torch.device, endpoint: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run I3D over a stored video, a piece at a time.
-
-    Args:
-        network: in evaluation mode, on the device.
-        stored: the video of its stream; one of fewer than 9 pictures starts over.
-        crop: side of the centre crop, in pixels.
-        device: where to run.
-        endpoint: whose features to keep, if any.
-
-    Returns:
-        Logits [classes], averaged over time, and features [steps, channels], averaged over the picture (empty without
-        an endpoint): both float32 on the CPU.
-
-    Raises:
-        VideoError, ValueError: a damaged video, pictures smaller than the crop, no such endpoint.
-    """
-    (stream,) = network.streams
-    pictures = clip_pictures(stored.content, stream, crop)
-    frames = max(stored.pictures, MINIMUM_FRAMES)
-    if stored.pictures < frames:
-        few = list(pictures)
-        pictures = (few[number % len(few)] for number in range(frames))
-    kept: dict[str, list[Tensor]] = {name: [] for name in (LOGITS, endpoint) if name is not None}
-    for name, steps in chunked_endpoints(network, _pieces(pictures, stream, device), frames, kept):
-        kept[name].append(steps[0].float().flatten(2).mean(2).cpu() if steps.ndim == 5 else steps[0].float().cpu())
-    logits = torch.cat(kept[LOGITS], dim=1).mean(dim=1)
-    return logits, torch.cat(kept[endpoint], dim=1).T.contiguous() if endpoint is not None else torch.empty(0, 0)
-
-
-def _pieces(pictures: Iterator[np.ndarray], stream: Stream, device: torch.device) -> Iterator[Tensor]:
-    while some := list(islice(pictures, CHUNK_FRAMES)):
-        yield network_input(torch.from_numpy(np.stack(some))[None].to(device), stream)
-
-
-def _prepare(
-    video: Path, with_flow: bool, start_seconds: float, end_seconds: float | None, short_side: int
-) -> dict[Stream, StoredStream]:
-    """A video in its stored form, by stream."""
-    coding = RgbCoding(short_side=short_side)
-    with tempfile.TemporaryDirectory() as folder:
-        rgb = encode_rgb(video, Path(folder) / RGB, coding, start_seconds, end_seconds, MAXIMUM_SECONDS)
-    stored: dict[Stream, StoredStream] = {"rgb": StoredStream(rgb.content, rgb.frames)}
-    if with_flow:
-        flow = flow_of(rgb.content, flow_coding(), threads=os.cpu_count() or 1)
-        stored["flow"] = StoredStream(flow.content, flow.frames)
-    return stored
+        watched = {
+            inputs: watch(network, stored, crop, streams.device, endpoint)
+            for inputs, network in streams.networks.items()
+        }
+        steps = {inputs: found for inputs, (found, _) in watched.items()}
+        logits: dict[str, Any] = {
+            inputs: clip_logits(network, steps[inputs].values[None], streams.device)[0]
+            for inputs, network in streams.networks.items()
+        }
+        frames = stored["rgb"].pictures
+        over_time = None
+        if window_seconds is not None:
+            over_time = classes_over_time(steps, streams, frames, window_seconds, start_seconds)
+    features = {
+        streams.networks[inputs].streams[0]: Features(found.values.numpy(), start_seconds + found.frames / FRAME_RATE)
+        for inputs, (_, found) in watched.items()
+        if found is not None
+    }
+    best = top_classes(sum_of_streams(logits), streams.classes, top)
+    return Prediction(start_seconds, frames, best, features, over_time)
 
 
 def write_features(path: Path, features: Mapping[Stream, Features], endpoint: str) -> None:

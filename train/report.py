@@ -28,7 +28,7 @@ def loss_curves(runs: Mapping[str, Lines]) -> str:
     for name, lines in runs.items():
         losses = [line["loss"] for line in lines if "loss" in line]
         steps = [line["step"] for line in lines if "loss" in line]
-        curves[name] = _thinned(steps, (_last_sums(losses, window) / _last_sums([1] * len(losses), window)).tolist())
+        curves[name] = thinned(steps, (_last_sums(losses, window) / _last_sums([1] * len(losses), window)).tolist())
     return line_chart(f"Training loss, mean of {window} steps", "step", curves)
 
 
@@ -51,7 +51,7 @@ def rate_curves(runs: Mapping[str, Lines]) -> str:
         # Both ends of each stretch of equal rates, so that it is drawn flat.
         begins = [i for i, rate in enumerate(rates) if i == 0 or rates[i - 1] != rate]
         ends = sorted({*begins, *(i - 1 for i in begins[1:]), *([len(points) - 1] if points else [])})
-        curves[name] = _thinned([points[i][0] for i in ends], [rates[i] for i in ends])
+        curves[name] = thinned([points[i][0] for i in ends], [rates[i] for i in ends])
     return line_chart("Learning rate", "step", curves, decades=True)
 
 
@@ -70,8 +70,8 @@ def speed_curves(runs: Mapping[str, Lines], batch_sizes: Mapping[str, int]) -> s
         seconds = _last_sums([line["seconds"] for line in timed], window)
         waiting = _last_sums([line["waiting_seconds"] for line in timed], window)
         clips = _last_sums([batch_sizes[name]] * len(timed), window)
-        rates[name] = _thinned(steps, (clips / seconds).tolist())
-        shares[name] = _thinned(steps, np.minimum(waiting / seconds, 1).tolist())
+        rates[name] = thinned(steps, (clips / seconds).tolist())
+        shares[name] = thinned(steps, np.minimum(waiting / seconds, 1).tolist())
     of = f"mean of {window} steps"
     waiting_chart = line_chart(f"Share of the time waiting for data, {of}", "step", shares)
     return line_chart(f"Clips a second, {of}", "step", rates) + waiting_chart
@@ -176,10 +176,10 @@ def judged(answers: Mapping[str, Mapping[str, Any]], label: str | None) -> str:
 def _curves(runs: Mapping[str, Lines], value: str) -> dict[str, Curve]:
     """A value over steps, of the lines that have it."""
     found = {name: [line for line in lines if value in line] for name, lines in runs.items()}
-    return {name: _thinned([a["step"] for a in lines], [a[value] for a in lines]) for name, lines in found.items()}
+    return {name: thinned([a["step"] for a in lines], [a[value] for a in lines]) for name, lines in found.items()}
 
 
-def _thinned(x: Sequence[float], y: Sequence[float]) -> Curve:
+def thinned(x: Sequence[float], y: Sequence[float]) -> Curve:
     """At most `POINTS` of a curve's points, its ends among them."""
     kept = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int)) if len(x) > POINTS else range(len(x))
     return [x[i] for i in kept], [y[i] for i in kept]
