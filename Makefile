@@ -11,10 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: help install system demo test test-all lint bench constraints clean
+.PHONY: help install system demo motion test test-all lint bench constraints clean
 
 help:
 	@echo "make demo      set up, then render clips, prepare them, train both streams, write a report page"
+	@echo "make motion    the paper's five architectures and its transfer on rendered clips: hours on two cores"
 	@echo "make test      set up and run the tests (minutes); make test-all adds the slow ones"
 	@echo "make lint      ruff, mypy, what lies in docker/, the direction of imports"
 	@echo "make bench     measure against named alternatives; CLIPS=\"a.mp4 b.mp4\" for the coding of flow"
@@ -33,6 +34,9 @@ system:
 
 demo: install
 	$(BIN)/python -m tests.demo --output $(DEMO) --seed $(SEED)
+
+motion: install
+	$(BIN)/python -m tests.motion
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -61,4 +65,4 @@ constraints:
 	rm build-torch.txt && mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) motion build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ trained on in shapes, speeds, textures and colours (see `tests.demo.render`).
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for motions in (SOURCE, TARGET):
         prepare(motions, output, console)
     if not options.only_prepare:
-        run("i3d-tables", "run", CELLS, "--output", output / "cells")
-        run("i3d-tables", "render", CELLS, "--output", output / "cells", "--page", output / "tables.html")
+        os.chdir(output)  # the cells name the sets from there
+        run("i3d-tables", "run", CELLS, "--output", "cells")
+        run("i3d-tables", "render", CELLS, "--output", "cells", "--page", "tables.html", "--markdown", "tables.md")
 
 
 def prepare(motions: MotionSet, output: Path, console: Console) -> None:
