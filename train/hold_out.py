@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
@@ -47,15 +47,15 @@ def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
     groups: dict[str, list[int]] = defaultdict(list)
     for number, name in zip(labelled.tolist(), _sources(samples.take(labelled)), strict=True):
         groups[name].append(number)
-    counts = np.bincount(classes[labelled])
-    missing = share * counts  # clips of each class that are still to be held out
+    class_of = classes.tolist()
+    missing = (share * np.bincount(classes[labelled])).tolist()  # of each class, clips that are still to be held out
     chosen = np.zeros(len(samples), bool)
     for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        members = groups[name]
-        left = missing - np.bincount(classes[members], minlength=len(counts))
-        if np.abs(left).sum() < np.abs(missing).sum():
-            chosen[members] = True
-            missing = left
+        counts = Counter(class_of[number] for number in groups[name])
+        if sum(abs(missing[index] - count) - abs(missing[index]) for index, count in counts.items()) < 0:
+            chosen[groups[name]] = True
+            for index, count in counts.items():
+                missing[index] -= count
     if not chosen.any():
         raise FormatError(
             f"no clip can be held out: a share of {share:g} of {len(labelled)} clips from {len(groups)} videos "

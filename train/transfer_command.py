@@ -137,7 +137,8 @@ def transfer_command(context: click.Context, /, **options: Any) -> None:
 
     As i3d-train --recipe original or finetune: up to 5k steps (paper, §2.5), the learning rate chosen on validation
     clips. i3d-train and i3d-eval run one after another; begun again, it goes on where it was stopped. The result is in
-    OUTPUT/result.json, the network in OUTPUT/network.pt.
+    OUTPUT/result.json, the network in OUTPUT/network.pt. Fixed sees clips whole, as they are tested: without windows,
+    flips and dropout.
 
     Example: i3d-transfer --shards ucf101 --train-split train1 --test-split test1 --stream rgb --setting full-ft
     --init k400/best.pt --output cells/i3d-rgb
@@ -184,7 +185,9 @@ def transfer(asked: Asked) -> dict[str, Any]:
     test = _samples(asked, asked.test_split, "--test-split")
     values = _values(asked)
     released = rate_of_batch(values["batch_size"])
-    candidates = FIXED_RATES if asked.setting == "fixed" else tuple(share * released for share in CANDIDATES)
+    candidates = (
+        FIXED_RATES if asked.setting == "fixed" else tuple(float(f"{share * released:.2g}") for share in CANDIDATES)
+    )
     rates = asked.rates or candidates
     cell = Cell(
         model=asked.model,
