@@ -39,12 +39,12 @@ def predict(*arguments, status=0):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory, make_video):
-    """20 s and their flow in the stored form."""
+    """14 s and their flow in the stored form."""
     folder = tmp_path_factory.mktemp("stored")
-    video = make_video(folder / "long.mp4", size=f"{SIDE}x{SIDE}", seconds=20)
+    video = make_video(folder / "long.mp4", size=f"{SIDE}x{SIDE}", seconds=14)
     rgb = encode_rgb(video, folder / "rgb.mp4", RgbCoding(short_side=SIDE))
     flow = np.random.default_rng(0).uniform(-3, 3, (rgb.frames - 1, SIDE, SIDE, 2)).astype(np.float32)
-    return {"rgb": StoredStream(rgb.content, 500), "flow": StoredStream(encode_flow(flow), 499)}
+    return {"rgb": StoredStream(rgb.content, 350), "flow": StoredStream(encode_flow(flow), 349)}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def test_a_video_piece_by_piece_equals_the_whole(stored, architecture, streams):
     wanted = network_logits(pixels, network, CPU)
     torch.testing.assert_close(clip_logits(network, steps.values[None], CPU)[0], wanted, atol=1e-4, rtol=1e-4)
     places = {
-        "lstm": np.arange(0, 499, 5) + 0.5,
-        "two-stream": [*np.arange(5, 495, 10), 494],  # the last window begins a frame earlier
-        "fused": [*np.arange(25, 475, 50), 474],
+        "lstm": np.arange(0, 349, 5) + 0.5,
+        "two-stream": [*np.arange(5, 345, 10), 344],  # the last window begins a frame earlier
+        "fused": [*np.arange(25, 325, 50), 324],
     }
     np.testing.assert_allclose(steps.frames, places[architecture])
 

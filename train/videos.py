@@ -100,7 +100,7 @@ def prepare(
         if isinstance(video, Path):
             if not video.is_file():
                 raise VideoError("missing", "it is no longer there")
-            # Under a plain name: no tool is given, and none repeats, what a stranger called it.
+            # Under a plain name: tools neither get nor repeat what a stranger called it, perhaps not even in UTF-8.
             plain = Path(name) / (f"video{video.suffix}" if SUFFIX.fullmatch(video.suffix) else "video")
             plain.symlink_to(video.resolve())
             rgb = encoded(plain)
