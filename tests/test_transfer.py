@@ -73,7 +73,7 @@ def test_the_last_layer_of_features_is_the_network(architecture, streams):
     checkpoint = checkpoint_of(architecture, streams)
     pixels = next(whole_clips(open_samples(str(golden.DATASET), "val"), streams, 32)).pixels
     features = clip_features(pixels, checkpoint.network(), CPU)
-    softmax = Softmax(torch.randn(3, len(features)) / len(features) ** 0.5, torch.randn(3))
+    softmax = Softmax(torch.randn(3, len(features)) / features.norm(), torch.randn(3))
     network = with_softmax(checkpoint, softmax).network()
     torch.testing.assert_close(
         network_logits(pixels, network, CPU), softmax.logits(features[None])[0], rtol=1e-4, atol=1e-4

@@ -32,7 +32,7 @@ from train.transfer import NETWORK, RESULT, Candidate, Cell, Programs, Setting, 
 
 RECIPE_OF: dict[Setting, RecipeName] = {"original": "original", "fixed": "finetune", "full-ft": "finetune"}
 CANDIDATES = (1.0, 0.3, 0.1)  # of the rate that the released networks were trained with, in proportion to the batch
-FIXED_RATES = (0.1, 0.03, 0.01, 0.003, 0.001)  # of a softmax over standardised features; each takes seconds
+FIXED_RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)  # of a softmax over standardised features; seconds each
 # i3d-train's options that are this command's as well: what decides the result, and how it is come by.
 OF_I3D_TRAIN = (
     *("frames", "crop", "schedule", "warm_up_steps", "patience", "weight_decay", "dropout", "clip_gradient"),
@@ -110,7 +110,7 @@ def _launcher(_: click.Context, option: click.Parameter, text: str) -> tuple[str
     "--rates",
     callback=_rates,
     help="Learning rates to choose from; one is taken as it is.  [default: 1, 0.3 and 0.1 times 0.1 · batch / 384; of "
-    "fixed 0.1,0.03,0.01,0.003,0.001]",
+    "fixed 0.1, 0.03, … 0.0001]",
 )
 @click.option("--steps", type=click.IntRange(1, MAXIMUM_STEPS), help="Of each training.  [default: 5000 of the batch]")
 @click.option("--batch-size", type=click.IntRange(1, 100_000), help="Clips a step.  [default: 96, of c3d 240]")
