@@ -98,7 +98,7 @@ from train.stream import Inputs
     show_default=True,
     help="auto: go on with the run in --output if there is one.",
 )
-@click.option("--evaluate-every", type=click.IntRange(min=1), help="Steps.  [default: an epoch]")
+@click.option("--evaluate-every", type=click.IntRange(min=1), help="Steps.  [default: an epoch, 100 at least]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
 @click.option(
     "--max-bad", type=click.IntRange(min=0), default=10, show_default=True, help="Samples that may be unreadable."

@@ -12,12 +12,22 @@ SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 RELEASED_RATE = 0.1  # of DeepMind's training, with 64 replicas of 6 clips each
 RELEASED_BATCH = 384
+SHORTEST_EPOCH_STEPS = 100  # that evaluations take for one
 RELEASED_STEPS: dict[Stream, int] = {"rgb": 115_000, "flow": 155_000}
 # From which step on the released training divided its rate by which power of ten; flow's began anew at 115,000.
 _RELEASED_POWERS: dict[Stream, tuple[tuple[int, int], ...]] = {
     "rgb": ((0, 0), (97_000, 1), (108_000, 2)),
     "flow": ((0, 0), (97_000, 1), (104_500, 2), (115_000, 0), (140_000, 1), (150_000, 2)),
 }
+
+
+def steps_to_evaluation(clips: int, batch_size: int) -> int:
+    """How many steps lie between evaluations unless a user says so: an epoch.
+
+    Of few clips it is 100 steps: a plateau would take noise for an end of learning and divide the rate to nothing, and
+    testing would take longer than training.
+    """
+    return max(SHORTEST_EPOCH_STEPS, math.ceil(clips / batch_size))
 
 
 def rate_of_batch(batch_size: int, rate: float = RELEASED_RATE) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.schedule import Plateau, Schedule, learning_rate
+from train.schedule import Plateau, Schedule, learning_rate, steps_to_evaluation
 
 MOMENTUM = 0.9  # paper, §2.5
 SMALLEST_DEVIATION = 0.01  # of the mean one: features that hardly vary would be rounding errors, blown up
@@ -55,7 +55,7 @@ class Training:
         batch_size: clips a step.
         schedule: of the learning rate.
         patience: of a plateau's schedule.
-        evaluate_every: steps; None is an epoch.
+        evaluate_every: steps; None is as i3d-train has it by default.
         weight_decay: of the weights.
         seed: of the order of the clips.
     """
@@ -99,7 +99,7 @@ def train_softmax(clips: Labelled, num_classes: int, training: Training, held_ou
         layer.parameters(), training.schedule.base_rate, momentum=MOMENTUM, weight_decay=training.weight_decay
     )
     plateau = Plateau(training.patience)
-    every = training.evaluate_every or math.ceil(len(x) / training.batch_size)
+    every = training.evaluate_every or steps_to_evaluation(len(x), training.batch_size)
     losses: list[float] = []
     for step, batch in zip(range(training.steps), _batches(len(x), training.batch_size, training.seed), strict=False):
         optimizer.param_groups[0]["lr"] = learning_rate(training.schedule, step, plateau.drops)

@@ -24,7 +24,7 @@ from train.prefetch import prefetching
 from train.ranks import Ranks, joined, this_rank
 from train.run import DIVERGED, Configuration, Precision, RunError, Session, identity, open_run, pinned
 from train.samplers import window_of
-from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
+from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps, steps_to_evaluation
 from train.state import NonFiniteLossError, Task
 from train.stream import Inputs, Samples, open_samples, streams_of, trainable_samples
 
@@ -228,7 +228,7 @@ def _configuration(
         crop=options.crop,
         batch_size=options.batch_size,
         schedule=Schedule(options.schedule, rate, options.warm_up_steps, length, released),
-        evaluate_every=options.evaluate_every or math.ceil(len(samples) / options.batch_size),
+        evaluate_every=options.evaluate_every or steps_to_evaluation(len(samples), options.batch_size),
         patience=options.patience,
         flip=options.flip,
         seed=options.seed,
