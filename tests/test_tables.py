@@ -35,6 +35,7 @@ kinetics = "{output}/k/original-scratch/{model}-{stream}/network.pt"
 steps = 20
 crop = 64
 flip = false
+fusion-weights = "rgb=1,flow=2"
 
 [[cells]]
 datasets = ["k"]
@@ -63,19 +64,20 @@ def cells_file(tmp_path):
 def test_a_list_is_commands_that_anybody_could_type(cells_file):
     cells = {cell.name: " ".join(cell.command) for cell in read_cells(cells_file, Path("out")).cells}
     k = "out/k/original-scratch"
-    data = "--shards k400 --train-split train --test-split val --val-split dev"
-    more = f"--setting original --steps 30 --crop 64 --no-flip --output {k}"
+    data = "--train-split train --test-split val --val-split dev"
+    more = "--setting original --steps 30 --crop 64 --no-flip"
     tested = f"--rgb {k}/i3d-rgb/network.pt --flow {k}/i3d-flow/network.pt"
+    train = "i3d-transfer --shards k400 --output"
     assert cells == {
-        "k/original-scratch/lstm-rgb": f"i3d-transfer {data} --model lstm --stream rgb {more}/lstm-rgb",
-        "k/original-scratch/i3d-rgb": f"i3d-transfer {data} --model i3d --stream rgb {more}/i3d-rgb",
-        "k/original-scratch/i3d-flow": f"i3d-transfer {data} --model i3d --stream flow {more}/i3d-flow",
+        "k/original-scratch/lstm-rgb": f"{train} {k}/lstm-rgb {data} --model lstm --stream rgb {more}",
+        "k/original-scratch/i3d-rgb": f"{train} {k}/i3d-rgb {data} --model i3d --stream rgb {more}",
+        "k/original-scratch/i3d-flow": f"{train} {k}/i3d-flow {data} --model i3d --stream flow {more}",
         "k/original-scratch/i3d-both": f"i3d-eval --shards k400 --split val {tested} --json {k}/i3d-both/result.json "
-        "--crop 64",
+        "--crop 64 --fusion-weights rgb=1,flow=2",
         **{
-            f"ucf-{n}/full-ft-kinetics/i3d-rgb": f"i3d-transfer --shards ucf101-stored --train-split train{n} "
-            f"--test-split test{n} --model i3d --stream rgb --setting full-ft --init {k}/i3d-rgb/network.pt "
-            f"--steps 20 --crop 64 --no-flip --output out/ucf-{n}/full-ft-kinetics/i3d-rgb"
+            f"ucf-{n}/full-ft-kinetics/i3d-rgb": "i3d-transfer --shards ucf101-stored "
+            f"--output out/ucf-{n}/full-ft-kinetics/i3d-rgb --train-split train{n} --test-split test{n} "
+            f"--model i3d --stream rgb --setting full-ft --init {k}/i3d-rgb/network.pt --steps 20 --crop 64 --no-flip"
             for n in (1, 2, 3)
         },
     }
@@ -87,7 +89,7 @@ def test_a_list_is_commands_that_anybody_could_type(cells_file):
         ("[options]", "[option]", "the file has 'option'"),
         ('"lstm", "i3d"', '"lstm", "c4d"', "models has 'c4d', want one of lstm, c3d"),
         ('shards = "k400"', "", "datasets.k: shards is missing"),
-        ("{split}", "{spilt}", "{spilt}' has braces"),
+        ("{split}", "{spilt}", "'test{spilt}' has {spilt}, and nothing stands for it"),
         ("steps = 20", "steps = [20]", "options: steps = [20]"),
         ("steps = 20", '"--steps" = 20', "--steps"),
         ('paper = "UCF-101"', 'paper = "UCF101"', "paper is 'UCF101', want one of UCF-101, HMDB-51, Kinetics"),
@@ -96,6 +98,11 @@ def test_a_list_is_commands_that_anybody_could_type(cells_file):
         ("[datasets.ucf]", '[datasets."../ucf"]', "datasets.../ucf"),
         ('models = ["i3d"]', 'models = ["i3d", "i3d"]', "stands in an earlier one"),
         ("[[cells]]", "[[cells]", "not a list of cells"),
+        ("steps = 20", "steps = " + 5000 * "1", "not a list of cells"),
+        ("steps = 20", 'init = "x.pt"', "init = 'x.pt': a cell's place decides that"),
+        ("[starts]", '[starts]\nscratch = "x.pt"', "starts.scratch is 'x.pt': scratch begins with nothing"),
+        ('starts = ["kinetics"]', 'starts = ["scratch"]', "full-ft begins with a network of other data"),
+        ('starts = ["kinetics"]', 'starts = ["kinetics"]\nsplits = [true]', "split True is none of"),
     ],
 )
 def test_a_wrong_list_is_refused_with_the_place(cells_file, before, after, said):
@@ -136,55 +143,130 @@ def test_cells_that_fail_are_named_and_those_that_need_them_wait(cells_file, tmp
     assert "7 of 7 cells are missing" in ran.output
     assert "k/original-scratch/i3d-rgb: i3d-transfer ended with status 1; what it says is above" in ran.output
     assert re.search(r"ucf-2/full-ft-kinetics/i3d-rgb: \S+/i3d-rgb/network.pt is not there yet", ran.output)
+    cells_file.write_text(LIST.replace("crop = 64", "crop = 48"))  # the mistake may be corrected
+    assert "7 of 7 cells are missing" in invoke("run", cells_file, "--output", tmp_path / "out").output
 
 
-def test_what_another_command_has_begun_is_refused(cells_file, tmp_path):
-    invoke("run", cells_file, "--output", tmp_path / "out")
-    cells_file.write_text(LIST.replace("crop = 64", "crop = 48"))
-    ran = invoke("run", cells_file, "--output", tmp_path / "out")
-    assert ran.exit_code == 1
-    assert "was begun by another command" in ran.output
-
-
-def write_result(cell, found):
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "result.json").write_text(json.dumps(found))
-
-
-def test_differences_stand_only_beside_the_same_data(cells_file, tmp_path):
-    evaluated = {
+def evaluated(rgb, flow):
+    """What i3d-eval says of two clips of "a|b" and one of "<c>", with the answers of RGB and flow to them."""
+    keys, labels = ("one", "two", "three"), ("a|b", "a|b", "<c>")
+    clips = [
+        {"key": key, "label": label, "top5": [{"label": answer}]}
+        for key, label, answer in zip(keys, labels, rgb or flow, strict=True)
+    ]
+    return {
+        "top5": 1.0,
         "mean_class_accuracy": 0.5,
-        "labels": ["a|b", "c"],
-        "confusion": [[1, 0], [1, 0]],
+        "labels": ["a|b", "<c>"],
+        "confusion": [[2, 0], [1, 0]],
         "per_class": [
-            {"label": "a|b", "clips_labelled": 1, "top1": 1.0},
-            {"label": "c", "clips_labelled": 1, "top1": 0.0},
+            {"label": "a|b", "clips_labelled": 2, "top1": 1.0},
+            {"label": "<c>", "clips_labelled": 1, "top1": 0.0},
         ],
-        "clips": [],
-        "clip_list": {"sha256": "0", "found": 2, "missing": []},
+        "clips": clips,
+        "clip_list": {"sha256": "0", "found": 3, "missing": []},
         "split": "val",
         "snapshot": "0001",
         "checkpoints": {},
-        "protocol": {},
+        "protocol": {"crop": 64},
     }
-    for cell in read_cells(cells_file, tmp_path / "out").cells:
-        write_result(cell, result(0.7, 0.65, 0.75, **evaluated))
+
+
+def write_results(file, output, top1s):
+    """As if the cells had been run."""
+    for cell in read_cells(file, output).cells:
+        rgb, flow = (("a|b", "<c>", "a|b"), None) if cell.place.stream == "rgb" else (None, ("a|b", "a|b", "a|b"))
+        top1 = top1s[cell.name]
+        cell.folder.mkdir(parents=True)
+        found = {"top1": top1, "intervals": {"top1": [top1 - 0.05, top1 + 0.05]}, **evaluated(rgb, flow)}
+        (cell.folder / "result.json").write_text(json.dumps(found))
+        cell.note.write_text(cell.identity)
+
+
+@pytest.fixture
+def done(cells_file, tmp_path):
+    """Command line options of a list and of the folder that has all its results."""
+    names = [cell.name for cell in read_cells(cells_file, tmp_path / "out").cells]
+    write_results(cells_file, tmp_path / "out", {name: 0.5 + 0.05 * n for n, name in enumerate(names)})
+    return cells_file, "--output", tmp_path / "out"
+
+
+def rendered(done, tmp_path):
     page, markdown = tmp_path / "page.html", tmp_path / "tables.md"
-    render = ("render", cells_file, "--output", tmp_path / "out", "--page", page, "--markdown", markdown)
-    assert invoke(*render).exit_code == 0
-    text = markdown.read_text()
-    assert "| (e) Two-Stream I3D | 70.0 [65.0, 75.0], top-5 100.0 (paper 68.4, 88.0, +1.6) |" in text
-    assert "| I3D, RGB, kinetics first | 70.0 [67.1, 72.9] (paper 95.1, −25.1) |" in text
-    assert "a|b" in page.read_text()
-    assert "Table 1" in page.read_text()
+    ran = invoke("render", *done, "--page", page, "--markdown", markdown)
+    assert ran.exit_code == 0, ran.output
+    return page.read_text(), markdown.read_text()
+
+
+def test_what_is_done_is_not_done_again(done):
+    ran = invoke("run", *done)
+    assert (ran.exit_code, ran.output) == (0, "")
+    assert "k/original-scratch/i3d-rgb: top-1 55.0 [50.0, 60.0]\n" in invoke("list", *done).output
+
+
+def test_results_of_another_list_are_refused(done, cells_file):
+    cells_file.write_text(LIST.replace("crop = 64", 'crop = 64\nlauncher = "torchrun"'))  # how is not what
+    assert invoke("run", *done).exit_code == 0
+    cells_file.write_text(LIST.replace("steps = 30", "steps = 31"))
+    ran = invoke("run", *done)
+    assert "3 of 7 cells are missing" in ran.output
+    assert "k/original-scratch/lstm-rgb: " in ran.output
+    assert "its result is of another list of cells" in ran.output
+    assert "its result is of another list of cells" in invoke("list", *done).output
+
+
+def test_tables_have_the_papers_figures_beside(done, cells_file, tmp_path):
+    page, markdown = rendered(done, tmp_path)
+    assert "| (e) Two-Stream I3D | 55.0 [50.0, 60.0], top-5 100.0 (paper 68.4, 88.0, −13.4) | 60.0 [" in markdown
+    assert "| I3D, RGB, kinetics first | 75.0 [72.1, 77.9] (paper 95.1, −20.1) |" in markdown
+    assert "| (e) Two-Stream I3D: RGB | 70.0 [65.0, 75.0] |" in markdown  # table 4, which has both streams' alone
+    two = markdown[: markdown.index("Table 3")]
+    assert "55.0 [50.0, 60.0] (Kinetics 71.1)" in two  # with ImageNet first, so nothing to subtract
+    assert "Table 1" in page
     cells_file.write_text(LIST.replace('paper = "Kinetics"', 'paper = "Kinetics"\nsame = false'))
-    assert invoke(*render).exit_code == 0
-    assert "70.0 [65.0, 75.0], top-5 100.0 (paper 68.4, 88.0) |" in markdown.read_text()
+    for cell in read_cells(cells_file, tmp_path / "out").cells:
+        cell.note.write_text(cell.identity)
+    assert "55.0 [50.0, 60.0], top-5 100.0 (Kinetics 68.4, 88.0) |" in rendered(done, tmp_path)[1]
 
 
-def test_a_result_that_is_none_is_named(cells_file, tmp_path):
-    cell = read_cells(cells_file, tmp_path / "out").cells[0]
-    write_result(cell, {"top1": None})
-    ran = invoke("list", cells_file, "--output", tmp_path / "out")
+def test_the_page_shows_what_lies_behind_a_figure(done, tmp_path):
+    page, _ = rendered(done, tmp_path)
+    assert "<c>" not in page
+    row = '<td>{}</td><td class="n" style="background:{}">{}</td><td class="n" style="background:{}">{}</td>'
+    assert row.format("a|b", "#2a9d55c8", 2, "#d9541e00", 0) in page
+    assert row.format("&lt;c&gt;", "#d9541ec8", 1, "#2a9d5500", 0) in page
+    hardest = page[page.index("Hardest classes") :]
+    assert hardest.index("&lt;c&gt;") < hardest.index("a|b")
+    assert "<td>two</td><td>a|b</td><td>&lt;c&gt;</td><td>a|b</td>" in page  # flow alone is right
+    assert "<li><b>0 %</b>RGB alone</li><li><b>33 %</b>flow alone</li><li><b>33 %</b>neither</li>" in page
+
+
+def test_a_cell_of_no_table_is_shown(cells_file, tmp_path):
+    cells_file.write_text(LIST.replace("kinetics", "mine"))
+    names = [cell.name for cell in read_cells(cells_file, tmp_path / "out").cells]
+    write_results(cells_file, tmp_path / "out", dict.fromkeys(names, 0.5))
+    _, markdown = rendered((cells_file, "--output", tmp_path / "out"), tmp_path)
+    assert "| ucf-2/full-ft-mine/i3d-rgb | 50.0 [45.0, 55.0] |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ('{"top1": null}', "none of the clips has a label"),
+        ('{"top1": NaN}', "not what i3d-eval writes"),
+        ('{"top1": 1e999, "top5": 1, "mean_class_accuracy": 1, "intervals": {"top1": [0, 1]}}', "shares of clips are"),
+        ("[" * 100_000, "not what i3d-eval writes"),
+    ],
+)
+def test_a_result_that_is_none_is_named(done, tmp_path, changed, said):
+    file = tmp_path / "out/k/original-scratch/lstm-rgb/result.json"
+    file.write_text(changed)
+    ran = invoke("list", *done)
     assert ran.exit_code == 1
-    assert f"{cell.folder}/result.json: not what i3d-eval writes" in ran.output
+    assert f"{file}: " in ran.output
+    assert said in ran.output
+
+
+def test_a_page_does_not_overwrite_its_list(done, cells_file, tmp_path):
+    assert "not all different files" in invoke("render", *done, "--page", cells_file).output
+    assert cells_file.read_text() == LIST

@@ -24,15 +24,18 @@
     models = ["i3d"]
     streams = ["rgb", "flow", "both"]
 
-A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with what was found in result.json, its command
-beside that folder. RGB and flow together are of I3D two networks, whose cells must stand before: i3d-eval tests them
-together. All else is i3d-transfer's.
+Starts named scratch, imagenet, kinetics and imagenet+kinetics are those of the paper's tables; others may be added.
+
+A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with what was found in result.json, and beside that
+folder, once that is done, what it is of. RGB and flow together are of I3D two networks, whose cells must stand before:
+i3d-eval tests them together. All else is i3d-transfer's.
 """
 
+import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -48,7 +51,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TESTING = ("crop", "precision", "crops", "flips", "fusion-weights")  # the options that i3d-eval takes, too
+TESTING = ("crop", "crops", "flips")  # the options of i3d-transfer that i3d-eval takes, too
+FUSION = "fusion-weights"  # of two networks that are tested together, so of i3d-eval alone
+# Options that change how a cell is come by, not what it is.
+HOW = (
+    *("launcher", "workers", "cache", "cache-gigabytes", "compile", "checkpoint-activations", "checkpoint-every"),
+    *("max-bad", "features"),
+)
+# What a cell's place decides, and no option may say otherwise.
+_DECIDED = {
+    *("model", "stream", "setting", "init", "output", "train-split", "test-split", "val-split"),
+    *("split", "json", "rgb", "flow", "both", "help"),
+}
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 _DATASET_KEYS = {"shards", "train", "test", "validation", "splits", "paper", "same"}
 _GROUP_KEYS = {"datasets", "splits", "settings", "starts", "models", "streams", "options"}
@@ -78,7 +93,8 @@ class Cell:
         split: of the dataset, where splits overlap.
         folder: where it lies.
         command: program and arguments.
-        needs: cells' files that the command reads.
+        needs: files that the command reads.
+        identity: JSON of all that decides what it finds, but for the contents of files.
     """
 
     place: Place
@@ -86,6 +102,12 @@ class Cell:
     folder: Path
     command: tuple[str, ...]
     needs: tuple[Path, ...]
+    identity: str
+
+    @property
+    def note(self) -> Path:
+        """The file that says what the result beside it is of."""
+        return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def name(self) -> str:
@@ -116,10 +138,10 @@ def read_cells(file: Path, output: Path) -> CellList:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         return _cells_of(content, output)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{file}: not a list of cells: {error}") from error
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
+        raise FormatError(f"{file}: not a list of cells: {error}") from error
 
 
 def _cells_of(content: dict[str, Any], output: Path) -> CellList:
@@ -128,6 +150,8 @@ def _cells_of(content: dict[str, Any], output: Path) -> CellList:
     starts = {SCRATCH: "", **_table(content, "starts")}
     for name, start in starts.items():
         _require(_is_name(name) and isinstance(start, str), f"starts.{name}: want a name, and a path or nothing")
+        fits = (start == "") == (name == SCRATCH)
+        _require(fits, f"starts.{name} is {start!r}: {SCRATCH} begins with nothing, each other with a path")
     common = _options(content.get("options", {}), "options")
     groups = content.get("cells", [])
     _require(isinstance(groups, list) and bool(groups), "cells: want [[cells]], one or several")
@@ -185,6 +209,8 @@ def _group(
     chosen = product(*(group[key] for key in known))
     for dataset, setting, start, model, stream in chosen:
         place = Place(dataset, setting, start, model, stream)
+        fits = setting == "original" or start != SCRATCH
+        _require(fits, f"{where}: {setting} begins with a network of other data, not from {SCRATCH}")
         if _exists(place):
             for split in _splits(group, datasets[dataset], where):
                 cells.append(_cell(place, split, datasets[dataset], starts[start], options, output, where))
@@ -203,7 +229,8 @@ def _splits(group: Mapping[str, Any], dataset: Dataset, where: str) -> tuple[int
     chosen = group.get("splits", list(dataset.splits))
     _require(isinstance(chosen, list) and bool(chosen), f"{where}: splits are {chosen!r}, want a list")
     for split in chosen:
-        _require(split in dataset.splits, f"{where}: split {split!r} is none of {dataset.name}'s {dataset.splits}")
+        fits = type(split) is int and split in dataset.splits
+        _require(fits, f"{where}: split {split!r} is none of {dataset.name}'s {dataset.splits}")
     return tuple(chosen)
 
 
@@ -220,35 +247,39 @@ def _cell(
     group = output / name / f"{place.setting}-{place.start}"
     folder = group / f"{place.model}-{place.stream}"
     data, test = str(options.get("shards", dataset.shards)), _filled(dataset.test, where, split=split)
-    if place.model == "i3d" and place.stream == "both":
+    options = {name: value for name, value in options.items() if name != "shards"}
+    together = place.model == "i3d" and place.stream == "both"
+    if together:
         networks = [group / f"i3d-{stream}" / NETWORK for stream in ("rgb", "flow")]
         command = ["i3d-eval", "--shards", data, "--split", test, "--rgb", str(networks[0]), "--flow", str(networks[1])]
         command += ["--json", str(folder / RESULT)]
-        command += _as_words({name: value for name, value in options.items() if name in TESTING})
-        return Cell(place, split, folder, tuple(command), tuple(networks))
-    train = _filled(dataset.train, where, split=split)
-    command = ["i3d-transfer", "--shards", data, "--train-split", train, "--test-split", test]
-    if dataset.validation is not None:
-        command += ["--val-split", _filled(dataset.validation, where, split=split)]
-    command += ["--model", place.model, "--stream", place.stream, "--setting", place.setting]
-    needs = []
-    if start:
-        words = {"output": output, "model": place.model, "stream": place.stream, "split": split}
-        initial = _filled(start, where, **words)
-        command += ["--init", initial]
-        needs.append(Path(initial))
-    command += _as_words({name: value for name, value in options.items() if name != "shards"})
-    return Cell(place, split, folder, (*command, "--output", str(folder)), tuple(needs))
+        options = {name: value for name, value in options.items() if name in (*TESTING, FUSION)}
+    else:
+        networks = []
+        command = ["i3d-transfer", "--shards", data, "--output", str(folder)]
+        command += ["--train-split", _filled(dataset.train, where, split=split), "--test-split", test]
+        if dataset.validation is not None:
+            command += ["--val-split", _filled(dataset.validation, where, split=split)]
+        command += ["--model", place.model, "--stream", place.stream, "--setting", place.setting]
+        if start:
+            words = {"model": place.model, "stream": place.stream, "split": split, "output": output}
+            networks = [Path(_filled(start, where, **words))]
+            command += ["--init", str(networks[0])]
+        options = {name: value for name, value in options.items() if name != FUSION}
+    command += _as_words(options)
+    decides = {name: value for name, value in options.items() if name not in HOW}
+    identity = json.dumps([place, split, asdict(dataset), data, start, decides], sort_keys=True)
+    return Cell(place, split, folder, tuple(command), tuple(networks), identity)
 
 
 def _filled(text: str, where: str, **words: object) -> str:
     """A text with the words in braces filled in; FormatError for other braces."""
-    filled = text
-    for name, word in words.items():
-        if word is not None:
-            filled = filled.replace(f"{{{name}}}", str(word))
-    _require("{" not in filled, f"{where}: {text!r} has braces that nothing stands for; known: {', '.join(words)}")
-    return filled
+    known = {name: str(word) for name, word in words.items() if word is not None}
+    for name in _BRACES.findall(text):
+        _require(
+            name in known, f"{where}: {text!r} has {{{name}}}, and nothing stands for it; known: {', '.join(known)}"
+        )
+    return _BRACES.sub(lambda match: known[match[1]], text)
 
 
 def _as_words(options: Mapping[str, _Value]) -> list[str]:
@@ -267,6 +298,7 @@ def _options(found: Any, where: str) -> dict[str, _Value]:
     for name, value in found.items():
         fits = _is_name(name) and isinstance(value, str | int | float)
         _require(fits, f"{where}: {name} = {value!r}: want an option's name and one value")
+        _require(name not in _DECIDED, f"{where}: {name} = {value!r}: a cell's place decides that")
     return dict(found)
 
 

@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from manifests.sample import FormatError
-from model import Architecture
 from train.cells import Cell, CellList, Dataset
 from train.paper import (
     IMAGENET,
@@ -20,13 +19,15 @@ from train.paper import (
     Place,
     Score,
     figures,
-    streams_in_table4,
 )
 from train.transfer import RESULT, Setting
 
 MINUS = "\N{MINUS SIGN}"
 STREAM_NAMES = {"rgb": "RGB", "flow": "flow", "both": "RGB + flow"}
 RESULT_BYTES = 1 << 30
+# What goes wrong when JSON of a stranger is read as something that it is not.
+DAMAGED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+FIRST_SPLIT = 1  # that tables 2 and 4 are of
 
 
 class Found(NamedTuple):
@@ -37,31 +38,42 @@ class Found(NamedTuple):
     high: float
     top5: float
 
+    @property
+    def text(self) -> str:
+        """Share and interval."""
+        return f"{self.top1:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
 
 class Entry(NamedTuple):
-    """What stands at one place of a table."""
+    """What stands at one place of a table.
+
+    found: by a cell.
+    paper: the paper's figure.
+    dataset: the paper's name of the data that its figure is of.
+    comparable: whether the figure is of the same data, begun with the same weights.
+    """
 
     found: Found | None
     paper: Score | None
-    comparable: bool  # whether both are of the same data set
+    dataset: str
+    comparable: bool
 
     @property
     def text(self) -> str:
         """Ours with its interval, the paper's, and the difference, as far as there are any."""
+        theirs = "" if self.paper is None else f"{'paper' if self.comparable else self.dataset} {_score(self.paper)}"
         if self.found is None:
-            return "–" if self.paper is None else f"– (paper {_score(self.paper)})"
-        ours = f"{self.found.top1:.1f} [{self.found.low:.1f}, {self.found.high:.1f}]"
+            return f"– ({theirs})" if theirs else "–"
         if self.paper is None:
-            return ours
-        if self.paper.top5 is not None:
-            ours += f", top-5 {self.found.top5:.1f}"
+            return self.found.text
+        top5 = f", top-5 {self.found.top5:.1f}" if self.paper.top5 is not None else ""
         apart = f", {signed(self.found.top1 - self.paper.top1)}" if self.comparable else ""
-        return f"{ours} (paper {_score(self.paper)}{apart})"
+        return f"{self.found.text}{top5} ({theirs}{apart})"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: a title, a note, and rows of text."""
+    """A table: a title, a note, and rows of text."""
 
     title: str
     note: str
@@ -70,16 +82,33 @@ class Table:
 
 
 Results = Mapping[Cell, dict[str, Any]]
+_Row = tuple[str, list[Entry]]
 
 
 def read_results(cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
     """What those cells found that are done.
 
     Raises:
-        FormatError: a result that is none.
+        FormatError: a result that is none, or is of something else than the list says.
         OSError: one that cannot be read.
     """
-    return {cell: _read_result(cell) for cell in cells if (cell.folder / RESULT).is_file()}
+    return {cell: _read_result(cell) for cell in cells if is_done(cell)}
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether a cell's result is there.
+
+    Raises:
+        FormatError: it is of something else than the list says.
+    """
+    if not (cell.note.is_file() and (cell.folder / RESULT).is_file()):
+        return False
+    if cell.note.read_text(encoding="utf-8", errors="replace") != cell.identity:
+        raise FormatError(
+            f"{cell.folder}: its result is of another list of cells ({cell.note} has what); remove both, or choose "
+            "another --output"
+        )
+    return True
 
 
 def _read_result(cell: Cell) -> dict[str, Any]:
@@ -87,10 +116,16 @@ def _read_result(cell: Cell) -> dict[str, Any]:
     try:
         if file.stat().st_size > RESULT_BYTES:
             raise ValueError(f"larger than {RESULT_BYTES} bytes")
-        found = json.loads(file.read_bytes())
-        found_of([found])
-        return dict(found)
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(file.read_bytes()))
+        if found["top1"] is None:
+            raise FormatError(f"{file}: none of the clips has a label: nothing is right or wrong")
+        shares = [found["top1"], found["top5"], found["mean_class_accuracy"], *found["intervals"]["top1"]]
+        if len(shares) != 5 or not all(type(share) in (int, float) and 0 <= share <= 1 for share in shares):
+            raise ValueError(f"shares of clips are {shares}")
+        return found
+    except FormatError:
+        raise
+    except DAMAGED as error:
         raise FormatError(f"{file}: not what i3d-eval writes: {error!r}") from error
 
 
@@ -100,60 +135,90 @@ def found_of(results: Sequence[Mapping[str, Any]]) -> Found:
     The interval of a mean takes the splits' tests as independent of each other.
     """
     count = len(results)
-    top1 = 100 * sum(float(some["top1"]) for some in results) / count
-    top5 = 100 * sum(float(some["top5"]) for some in results) / count
-    intervals = [[float(end) for end in some["intervals"]["top1"]] for some in results]
+    top1 = 100 * sum(some["top1"] for some in results) / count
+    top5 = 100 * sum(some["top5"] for some in results) / count
+    intervals = [some["intervals"]["top1"] for some in results]
     if count == 1:
         return Found(top1, 100 * intervals[0][0], 100 * intervals[0][1], top5)
     half = 100 * math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / count
     return Found(top1, max(0.0, top1 - half), min(100.0, top1 + half), top5)
 
 
+@dataclass(frozen=True)
+class _Filling:
+    """Looks figures up, and remembers which cells stand in a table."""
+
+    datasets: Mapping[str, Dataset]
+    results: Results
+    used: set[Cell] = field(default_factory=set)
+
+    def entry(self, place: Place, printed: Mapping[Place, Score], there: Place | None = None) -> Entry:
+        """What a cell found at a place, of split 1, and what the paper has there or at another start (`there`)."""
+        dataset = self.datasets[place.dataset]
+        split = FIRST_SPLIT if dataset.splits else None
+        return self._entry(place, [split], printed, there or place)
+
+    def mean(self, place: Place, printed: Mapping[Place, Score]) -> Entry:
+        """The same of all splits, if each is done."""
+        return self._entry(place, self.datasets[place.dataset].splits or [None], printed, place)
+
+    def _entry(self, place: Place, splits: Sequence[int | None], printed: Mapping[Place, Score], there: Place) -> Entry:
+        dataset = self.datasets[place.dataset]
+        cells = [cell for cell in self.results if cell.place == place and cell.split in splits]
+        found = None
+        if len(cells) == len(splits):
+            found = found_of([self.results[cell] for cell in cells])
+            self.used.update(cells)
+        paper = printed.get(there._replace(dataset=str(dataset.paper)))
+        return Entry(found, paper, str(dataset.paper), dataset.same and there == place)
+
+
 def tables(cell_list: CellList, results: Results) -> list[Table]:
-    """Tables 2 to 5, those of them that any of the cells belongs to."""
-    by_dataset = {name: some for name, some in cell_list.datasets.items() if some.paper is not None}
-    made = (make(by_dataset, results) for make in (_table2, _table3, _table4, _table5))
-    return [table for table in made if table is not None]
+    """Tables 2 to 5, those of them that any of the cells belongs to, and one of the cells that belong to none."""
+    datasets = {name: some for name, some in cell_list.datasets.items() if some.paper is not None}
+    filling = _Filling(datasets, results)
+    made = [make(filling) for make in (_table2, _table3, _table4, _table5)]
+    others = [(cell.name, found_of([result]).text) for cell, result in results.items() if cell not in filling.used]
+    note = "Top-1 in percent."
+    more = Table("Cells that stand in none of the paper's tables", note, ("", "top-1"), tuple(others))
+    return [table for table in made if table is not None] + ([more] if others else [])
 
 
-def _table2(datasets: Mapping[str, Dataset], results: Results) -> Table | None:
+def _table2(filling: _Filling) -> Table | None:
     """Architectures, trained and tested on each data set; from scratch where nothing began with ImageNet."""
     paper = figures(2)
-    began = {cell.place.start for cell in results if cell.place.setting == "original"}
-    start = IMAGENET if IMAGENET in began else SCRATCH
-    columns = [(name, stream) for name in datasets for stream in STREAMS]
-    rows = []
+    begun = {
+        name: IMAGENET if any(cell.place[:3] == (name, "original", IMAGENET) for cell in filling.results) else SCRATCH
+        for name in filling.datasets
+    }
+    columns = [(name, stream) for name in filling.datasets for stream in STREAMS]
+    rows: list[_Row] = []
     for model, title in MODELS.items():
-        own = SCRATCH if model == "c3d" else start
-        places = [Place(name, "original", own, model, stream) for name, stream in columns]
-        printed = [place._replace(start=SCRATCH if model == "c3d" else IMAGENET) for place in places]
-        rows.append(_row(title, places, printed, datasets, results, paper))
-    begun = "with ImageNet's weights" if start == IMAGENET else "from scratch (the paper's with ImageNet's weights)"
-    head = tuple(f"{name}: {STREAM_NAMES[stream]}" for name, stream in columns)
-    return _table(
-        "Table 2: architectures", f"Top-1 in percent; begun {begun}, the 3D-ConvNet from scratch. Split 1.", head, rows
-    )
+        entries = []
+        for name, stream in columns:
+            ours, theirs = (SCRATCH if model == "c3d" else start for start in (begun[name], IMAGENET))
+            place = Place(name, "original", ours, model, stream)
+            entries.append(filling.entry(place, paper, place._replace(start=theirs)))
+        rows.append((title, entries))
+    head = [f"{name}, {begun[name]}: {STREAM_NAMES[stream]}" for name, stream in columns]
+    note = f"Top-1 in percent; the 3D-ConvNet from scratch.{_of_split(filling)}"
+    return _table("Table 2: architectures", note, head, rows)
 
 
-def _table3(datasets: Mapping[str, Dataset], results: Results) -> Table | None:
+def _table3(filling: _Filling) -> Table | None:
     """Kinetics with and without ImageNet first."""
     paper = figures(3)
-    columns = [
-        (name, start, stream)
-        for name, dataset in datasets.items()
-        for start in (SCRATCH, IMAGENET)
-        for stream in STREAMS
-        if dataset.paper == "Kinetics"
-    ]
-    rows = []
+    large = [name for name, dataset in filling.datasets.items() if dataset.paper == "Kinetics"]
+    columns = [(name, start, stream) for name in large for start in (SCRATCH, IMAGENET) for stream in STREAMS]
+    rows: list[_Row] = []
     for model, title in MODELS.items():
         places = [Place(name, "original", start, model, stream) for name, start, stream in columns]
-        rows.append(_row(title, places, places, datasets, results, paper))
-    head = tuple(f"{name}, {start}: {STREAM_NAMES[stream]}" for name, start, stream in columns)
+        rows.append((title, [filling.entry(place, paper) for place in places]))
+    head = [f"{name}, {start}: {STREAM_NAMES[stream]}" for name, start, stream in columns]
     return _table("Table 3: with ImageNet first, and without", "Top-1 in percent.", head, rows)
 
 
-def _table4(datasets: Mapping[str, Dataset], results: Results) -> Table | None:
+def _table4(filling: _Filling) -> Table | None:
     """Transfer: trained on the small data set alone, last layer, or all of it."""
     paper = figures(4)
     starts: dict[Setting, tuple[str, str]] = {
@@ -161,75 +226,58 @@ def _table4(datasets: Mapping[str, Dataset], results: Results) -> Table | None:
         "fixed": (IMAGENET_KINETICS, KINETICS),
         "full-ft": (IMAGENET_KINETICS, KINETICS),
     }
-    small = [name for name, dataset in datasets.items() if dataset.paper != "Kinetics"]
-    columns = [(name, setting, start) for name in small for setting in starts for start in starts[setting]]
-    rows = []
+    columns = [(name, setting, start) for name in _small(filling) for setting in starts for start in starts[setting]]
+    rows: list[_Row] = []
     for model, title in MODELS.items():
-        stream = streams_in_table4(model)
-        places = [Place(name, setting, start, model, stream) for name, setting, start in columns]
-        rows.append(_row(title, places, places, datasets, results, paper))
-    head = tuple(f"{name}: {setting}, {start}" for name, setting, start in columns)
-    note = "Top-1 in percent, split 1; RGB + flow where a model takes both. Each from the weights that are named."
+        for stream in STREAMS:
+            places = [Place(name, setting, start, model, stream) for name, setting, start in columns]
+            words = f"{title}: {STREAM_NAMES[stream]}"
+            rows.append((words, [filling.entry(place, paper) for place in places]))
+    head = [f"{name}: {setting}, {start}" for name, setting, start in columns]
+    note = f"Top-1 in percent. The paper has figures of all streams together.{_of_split(filling)}"
     return _table("Table 4: transfer", note, head, rows)
 
 
-def _table5(datasets: Mapping[str, Dataset], results: Results) -> Table | None:
+def _table5(filling: _Filling) -> Table | None:
     """I3D after full fine-tuning, averaged over the splits, and methods of others."""
     paper = figures(5)
-    small = [name for name, dataset in datasets.items() if dataset.paper != "Kinetics"]
-    rows: list[tuple[str, ...]] = []
+    small = [name for name in _small(filling) if filling.datasets[name].splits]
+    rows: list[_Row] = []
     for start in (IMAGENET_KINETICS, KINETICS):
         for stream in STREAMS:
             places = [Place(name, "full-ft", start, "i3d", stream) for name in small]
             title = f"I3D, {STREAM_NAMES[stream]}, {start} first"
-            rows.append(_row(title, places, places, datasets, results, paper, every_split=True))
-    table = _table("Table 5: beside other methods", "Top-1 in percent, mean over the splits.", tuple(small), rows)
+            rows.append((title, [filling.mean(place, paper) for place in places]))
+    table = _table("Table 5: beside other methods", "Top-1 in percent, mean over the splits.", small, rows)
     if table is None:
         return None
     numbers = {"UCF-101": 0, "HMDB-51": 1}
     others = []
     for method, scores in OTHERS.items():
-        printed = [scores[numbers[str(datasets[name].paper)]] for name in small]
+        printed = [scores[numbers[str(filling.datasets[name].paper)]] for name in table.head[1:]]
         others.append((method, *("–" if score is None else f"(paper {score:.1f})" for score in printed)))
     return Table(table.title, table.note, table.head, (*others, *table.rows))
 
 
-def _row(
-    title: str,
-    places: Sequence[Place],
-    printed: Sequence[Place],
-    datasets: Mapping[str, Dataset],
-    results: Results,
-    paper: Mapping[Place, Score],
-    every_split: bool = False,
-) -> tuple[str, ...]:
-    """A row: what cells found at `places`, and what the paper has at `printed`, its data sets by the file's names."""
-    texts = [title]
-    for place, there in zip(places, printed, strict=True):
-        dataset = datasets[place.dataset]
-        score = paper.get(there._replace(dataset=str(dataset.paper)))
-        texts.append(Entry(_found(place, dataset, results, every_split), score, dataset.same).text)
-    return tuple(texts)
+def _small(filling: _Filling) -> list[str]:
+    return [name for name, dataset in filling.datasets.items() if dataset.paper != "Kinetics"]
 
 
-def _found(place: Place, dataset: Dataset, results: Results, every_split: bool) -> Found | None:
-    """Of split 1, or of all splits if each is done."""
-    splits: tuple[int | None, ...] = dataset.splits or (None,)
-    if not every_split:
-        splits = splits[:1]
-    found = {cell.split: result for cell, result in results.items() if cell.place == place and cell.split in splits}
-    return found_of([found[split] for split in splits]) if len(found) == len(splits) else None
+def _of_split(filling: _Filling) -> str:
+    return " Split 1." if any(dataset.splits for dataset in filling.datasets.values()) else ""
 
 
-def _table(title: str, note: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table | None:
+def _table(title: str, note: str, head: Sequence[str], rows: Sequence[_Row]) -> Table | None:
     """A table without the columns and rows in which nothing was found; None where nothing was."""
-    has = [[cell[:1].isdigit() for cell in row[1:]] for row in rows]
-    columns = [0, *(number for number, column in enumerate(zip(*has, strict=True), start=1) if any(column))]
-    if len(columns) == 1:
+    columns = [n for n in range(len(head)) if any(entries[n].found is not None for _, entries in rows)]
+    if not columns:
         return None
-    kept = [tuple(row[number] for number in columns) for row, some in zip(rows, has, strict=True) if any(some)]
-    names = ("", *head)
-    return Table(title, note, tuple(names[number] for number in columns), tuple(kept))
+    kept = [
+        (name, *(entries[n].text for n in columns))
+        for name, entries in rows
+        if any(entry.found is not None for entry in entries)
+    ]
+    return Table(title, note, ("", *(head[n] for n in columns)), tuple(kept))
 
 
 def signed(difference: float) -> str:
@@ -239,8 +287,3 @@ def signed(difference: float) -> str:
 
 def _score(score: Score) -> str:
     return f"{score.top1:.1f}" if score.top5 is None else f"{score.top1:.1f}, {score.top5:.1f}"
-
-
-def models_of(results: Results) -> list[Architecture]:
-    """The models that anything was found of, in the paper's order."""
-    return [model for model in MODELS if any(cell.place.model == model for cell in results)]

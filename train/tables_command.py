@@ -1,17 +1,16 @@
 """The command `i3d-tables`: runs the cells of a list that are missing, and renders the paper's tables from them."""
 
-import json
 from pathlib import Path
 from shlex import join
 
 import click
 
 from manifests.clip import printable
-from manifests.files import write_file
+from manifests.files import check_writable, write_file
 from manifests.sample import FormatError
 from train.cells import Cell, read_cells
 from train.children import ProgramFailed, run_program
-from train.tables import found_of, read_results, tables
+from train.tables import found_of, is_done, read_results, tables
 from train.tables_page import tables_markdown, tables_page
 from train.transfer import RESULT
 
@@ -44,7 +43,7 @@ def list_cells(cells: Path, output: Path) -> None:
         raise click.ClickException(printable(str(error))) from error
     for cell in every:
         found = found_of([done[cell]]) if cell in done else None
-        said = f"top-1 {found.top1:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else join(cell.command)
+        said = f"top-1 {found.text}" if found else join(cell.command)
         click.echo(f"{cell.name}: {printable(said)}")
     click.echo(f"{len(done)} of {len(every)} cells are done")
 
@@ -85,7 +84,12 @@ def render_tables(cells: Path, output: Path, page: Path, markdown: Path | None) 
 
     Example: i3d-tables render paper.toml --output cells --page tables.html
     """
+    files = [path.resolve() for path in (cells, page, markdown) if path is not None]
+    if len(set(files)) < len(files):
+        raise click.ClickException("the list, --page and --markdown are not all different files")
     try:
+        for file in files[1:]:
+            check_writable(file)
         cell_list = read_cells(cells, output)
         results = read_results(cell_list.cells)
         made = tables(cell_list, results)
@@ -99,27 +103,19 @@ def render_tables(cells: Path, output: Path, page: Path, markdown: Path | None) 
 
 
 def _run(cell: Cell, title: str) -> str | None:
-    """Run a cell's command if it is missing; gives what went wrong.
-
-    Raises:
-        FormatError: the folder holds the result of another command.
-        OSError: it cannot be written to.
-    """
-    note = cell.folder.with_name(f"{cell.folder.name}.json")
-    if note.is_file() and json.loads(note.read_bytes()) != list(cell.command):
-        raise FormatError(
-            f"{cell.folder}: was begun by another command ({note} has it); remove both, or choose another --output"
-        )
-    if (cell.folder / RESULT).is_file():
-        return None
-    for path in cell.needs:
-        if not path.exists() and not path.with_name(f"{path.name}.index").exists():
-            return f"{path} is not there yet"
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    write_file(note, json.dumps(list(cell.command)).encode())
-    click.echo(f"[{title}]")
+    """Run a cell's command if it is missing; gives what went wrong."""
     try:
+        if is_done(cell):
+            return None
+        for path in cell.needs:
+            if not path.exists() and not path.with_name(f"{path.name}.index").exists():
+                return f"{path} is not there yet"
+        click.echo(f"[{title}]")
+        cell.folder.mkdir(parents=True, exist_ok=True)
         run_program(cell.command)
-    except ProgramFailed as error:
+        if not (cell.folder / RESULT).is_file():
+            return f"{cell.command[0]} wrote no {RESULT}"
+        write_file(cell.note, cell.identity.encode())
+    except (ProgramFailed, FormatError, OSError) as error:
         return str(error)
     return None

@@ -15,8 +15,9 @@ from train.log import read_metrics
 from train.paper import MODELS
 from train.report import CURVES, loss_curves, validation_curves
 from train.table1 import PAPER, table_row
-from train.tables import STREAM_NAMES, Results, Table, found_of
+from train.tables import DAMAGED, STREAM_NAMES, Results, Table, found_of
 
+GOOD, BAD = "#2a9d55", "#d9541e"  # colours of a confusion matrix
 MATRIX_CLASSES = 30  # of a confusion matrix that is drawn; of a larger one the most frequent confusions are named
 HARDEST, CONFUSIONS, DISAGREEMENTS = 10, 20, 20
 TABLE_1_HEAD = ("", "", "parameters", "frames, training", "footprint", "frames, test", "footprint")
@@ -48,7 +49,7 @@ def tables_page(title: str, tables: Sequence[Table], results: Results, cells: in
                 *_details(group),
                 *_disagreements(group),
             ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except DAMAGED as error:
         raise FormatError(f"a result of {name} is not what i3d-eval writes: {error!r}") from error
     return page(title, sections)
 
@@ -130,22 +131,31 @@ def _confusion(result: Mapping[str, Any]) -> str:
     rows_html = []
     for label, row in zip(labels, counts, strict=True):
         total = max(1, sum(row))
-        cells = "".join(f'<td class="n" style="background:#2a9d55{int(200 * n / total):02x}">{n}</td>' for n in row)
+        cells = "".join(
+            f'<td class="n" style="background:{GOOD if other == label else BAD}{200 * n // total:02x}">{n}</td>'
+            for other, n in zip(labels, row, strict=True)
+        )
         rows_html.append(f"<tr><td>{escape(label)}</td>{cells}</tr>")
     return f'<div class="wide"><table><tr><th>is, was taken for</th>{head}</tr>{"".join(rows_html)}</table></div>'
 
 
 def _provenance(result: Mapping[str, Any]) -> str:
-    checkpoints = {f"checkpoint, {name}": value["sha256"] for name, value in result["checkpoints"].items()}
-    said = {
+    rows = {
         "clip list": result["clip_list"]["sha256"],
         "split": result["split"],
         "snapshot": result["snapshot"],
-        **checkpoints,
-        "protocol": result["protocol"],
-        **({"chosen": result["chosen"]} if "chosen" in result else {}),
+        **{f"protocol: {name}": value for name, value in result["protocol"].items()},
+        **{f"checkpoint {name}": _pairs(value["sha256"]) for name, value in result["checkpoints"].items()},
     }
-    return "<h3>Of what</h3>" + table(("", ""), [(name, printable(str(value))) for name, value in said.items()])
+    if "chosen" in result:
+        rows["rate"] = result["chosen"]["rate"]
+        rows |= {f"rate {some['rate']:g} on validation": some["val_top1"] for some in result["chosen"]["candidates"]}
+    told = [(name, printable("–" if value is None else str(value))) for name, value in rows.items()]
+    return "<h3>Of what</h3>" + table(("", ""), told)
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _disagreements(group: Results) -> Iterator[str]:
