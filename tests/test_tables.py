@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from manifests.sample import FormatError
+from tests import golden
 from train.cells import read_cells
 from train.paper import figures
 from train.tables import found_of
@@ -270,3 +271,58 @@ def test_a_result_that_is_none_is_named(done, tmp_path, changed, said):
 def test_a_page_does_not_overwrite_its_list(done, cells_file, tmp_path):
     assert "not all different files" in invoke("render", *done, "--page", cells_file).output
     assert cells_file.read_text() == LIST
+
+
+SMALL = f"""
+[datasets.golden]
+shards = "{golden.DATASET}"
+train = "train"
+test = "val"
+paper = "UCF-101"
+same = false
+
+[starts]
+kinetics = "{{output}}/golden/original-scratch/{{model}}-{{stream}}/network.pt"
+
+[options]
+crop = 32
+batch-size = 2
+steps = 2
+rates = "0.001"
+workers = 0
+
+[[cells]]
+datasets = ["golden"]
+settings = ["original"]
+starts = ["scratch"]
+models = ["i3d"]
+streams = ["rgb", "flow", "both"]
+options = {{ frames = 9 }}
+
+[[cells]]
+datasets = ["golden"]
+settings = ["full-ft"]
+starts = ["kinetics"]
+models = ["i3d"]
+streams = ["rgb"]
+options = {{ frames = 9 }}
+"""
+
+
+@pytest.mark.slow
+def test_cells_are_run_tested_and_rendered(tmp_path):
+    file = tmp_path / "cells.toml"
+    file.write_text(SMALL)
+    small = (file, "--output", tmp_path / "out")
+    ran = invoke("run", *small)
+    assert ran.exit_code == 0, ran.output
+    found = {cell.name: json.loads((cell.folder / "result.json").read_text()) for cell in read_cells(*small[::2]).cells}
+    alone, both = found["golden/original-scratch/i3d-rgb"], found["golden/original-scratch/i3d-both"]
+    assert both["checkpoints"]["rgb"]["sha256"] == alone["checkpoints"]["rgb"]["sha256"]
+    assert set(both["streams"]) == {"rgb", "flow"}
+    tuned = found["golden/full-ft-kinetics/i3d-rgb"]
+    assert tuned["initial"] == alone["checkpoints"]["rgb"]["sha256"]
+    page, markdown = rendered(small, tmp_path)
+    assert f"| {100 * tuned['top1']:.1f} [" in markdown
+    assert page.count("<svg") == 2  # each group's curves of the loss
+    assert "where RGB and flow disagree" in page
