@@ -145,17 +145,20 @@ def _provenance(result: Mapping[str, Any]) -> str:
         "split": result["split"],
         "snapshot": result["snapshot"],
         **{f"protocol: {name}": value for name, value in result["protocol"].items()},
-        **{f"checkpoint {name}": _pairs(value["sha256"]) for name, value in result["checkpoints"].items()},
+        **{f"checkpoint {name}": value["sha256"] for name, value in result["checkpoints"].items()},
     }
     if "chosen" in result:
         rows["rate"] = result["chosen"]["rate"]
         rows |= {f"rate {some['rate']:g} on validation": some["val_top1"] for some in result["chosen"]["candidates"]}
-    told = [(name, printable("–" if value is None else str(value))) for name, value in rows.items()]
+    told = [(name, printable("–" if value is None else _words(value))) for name, value in rows.items()]
     return "<h3>Of what</h3>" + table(("", ""), told)
 
 
-def _pairs(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _words(value: object) -> str:
+    """A value of JSON as it is read."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {some}" for name, some in value.items())
+    return str(value)
 
 
 def _disagreements(group: Results) -> Iterator[str]:
