@@ -207,8 +207,17 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, checkpoint, tmp_
         said = predict(video, "--rgb", tmp_path / "none.pt", option, checkpoint / "out", status=1).output
         assert "rgb.pt" in said
         assert "none.pt" not in said
+        said = predict(video, "--rgb", checkpoint, option, checkpoint, status=1).output
+        assert "rgb.pt: that is a file of --rgb, which would be lost" in said
         said = predict(folder / "a" / ".." / "z.mkv", "--rgb", checkpoint, option, video, status=1).output
         assert "one of the videos, which would be lost" in said
+    said = predict(video, "--rgb", checkpoint, "--page", tmp_path / "a", "--features", tmp_path / "a", status=1).output
+    assert "a: that is --page, too" in said
+    assert list(tmp_path.iterdir()) == []
+    said = predict(video, "--flow", tmp_path / "f.ckpt", "--page", tmp_path / "f.ckpt.index", status=1).output
+    assert "that is a file of --flow, which would be lost" in said
+    for option in ("--start", "--end", "--over-time"):
+        assert f"'{option}': nan is not finite" in predict(video, option, "nan", status=2).output
     for option in ("--features", "--video"):
         assert f"{option} is of one video, 4 are given" in predict(folder, option, "x", status=1).output
     assert video.read_bytes() == before
