@@ -270,10 +270,13 @@ def test_missing_clips_of_a_dataset_on_a_server(dataset, serve, tmp_path):
     samples = open_samples(url, "test1")
     assert missing_clips(samples, "test1") == missing_clips(open_samples(str(dataset), "test1"), "test1")
     ledger = tmp_path / "data" / "ledger" / "outcomes.jsonl"
-    ledger.write_bytes(ledger.read_bytes() + b'{"key": 7}\n')
-    lines = len(ledger.read_bytes().splitlines())
-    with pytest.raises(FormatError, match=rf"outcomes.jsonl:{lines}: not an entry of a ledger"):
-        missing_clips(samples, "test1")
+    before = ledger.read_bytes()
+    entry = json.loads(before.splitlines()[-1])
+    without = {name: value for name, value in entry.items() if name != "memberships"}
+    for damaged in ({"key": 7}, without, {**entry, "memberships": "test1"}):
+        ledger.write_bytes(before + json.dumps(damaged).encode() + b"\n")
+        with pytest.raises(FormatError, match=rf"outcomes.jsonl:{len(before.splitlines()) + 1}: not an entry of a"):
+            missing_clips(samples, "test1")
     ledger.unlink()
     assert missing_clips(samples, "test1") is None
 
