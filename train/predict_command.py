@@ -34,6 +34,7 @@ from train.predict_page import video_section, write_predictions
 from train.predict_video import write_video
 from train.run import Precision
 from train.samplers import I3D_FRAMES
+from train.signals import sigterm_ends
 from train.stream import Inputs
 from train.videos import MAXIMUM_SECONDS, StoredStream, Video, ahead, find_videos, name_of, prepare, workers_for
 
@@ -117,6 +118,7 @@ class _Options:
 )
 @PRECISION_OPTION
 @click.pass_context
+@sigterm_ends()
 def predict_command(
     context: click.Context,
     /,
@@ -143,10 +145,10 @@ def predict_command(
         for network in streams.networks.values():
             if wanted.features is not None and not isinstance(network, I3D):
                 raise ValueError(f"--features are of i3d, this network is {network.architecture}")
-        failed: dict[str, VideoError] = {}
+        failed: list[tuple[str, VideoError]] = []
         for name, told in _predictions(videos, streams, wanted):
             if isinstance(told, VideoError):
-                failed[name] = told
+                failed.append((name, told))
                 _say_error(name, told, as_json=wanted.as_json)
             elif wanted.as_json:
                 click.echo(json.dumps({"video": name, **_as_json(told, streams)}, allow_nan=False))
