@@ -73,9 +73,10 @@ def test_the_choice_depends_on_no_order(dataset):
     assert sorted(keys(hold_out(shuffled, 0.4)[1])) == keys(hold_out(samples, 0.4)[1])
 
 
-def test_a_share_that_is_less_than_half_a_video_is_refused(dataset):
-    with pytest.raises(FormatError, match="less than half a video of any class"):
-        hold_out(open_samples(str(dataset)), 0.05)
+def test_a_share_that_is_at_most_half_a_video_is_refused(dataset):
+    for share in (0.05, 0.1):  # of ten clips of a class, in groups of two
+        with pytest.raises(FormatError, match=r"at most half a video of any class: give a larger share \(--hold-out"):
+            hold_out(open_samples(str(dataset)), share)
     with pytest.raises(ValueError, match="at most"):
         hold_out(open_samples(str(dataset)), 0.6)
 

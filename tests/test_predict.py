@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -207,8 +211,17 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, checkpoint, tmp_
         said = predict(video, "--rgb", tmp_path / "none.pt", option, checkpoint / "out", status=1).output
         assert "rgb.pt" in said
         assert "none.pt" not in said
+        said = predict(video, "--rgb", checkpoint, option, checkpoint, status=1).output
+        assert "rgb.pt: that is a file of --rgb, which would be lost" in said
         said = predict(folder / "a" / ".." / "z.mkv", "--rgb", checkpoint, option, video, status=1).output
         assert "one of the videos, which would be lost" in said
+    said = predict(video, "--rgb", checkpoint, "--page", tmp_path / "a", "--features", tmp_path / "a", status=1).output
+    assert "a: that is --page, too" in said
+    assert list(tmp_path.iterdir()) == []
+    said = predict(video, "--flow", tmp_path / "f.ckpt", "--page", tmp_path / "f.ckpt.index", status=1).output
+    assert "that is a file of --flow, which would be lost" in said
+    for option in ("--start", "--end", "--over-time"):
+        assert f"'{option}': nan is not finite" in predict(video, option, "nan", status=2).output
     for option in ("--features", "--video"):
         assert f"{option} is of one video, 4 are given" in predict(folder, option, "x", status=1).output
     assert video.read_bytes() == before
@@ -224,6 +237,36 @@ def test_a_page(folder, checkpoint, tmp_path):
     assert "&lt;b&gt;run&lt;/b&gt;" in page
     assert "<b>run" not in page
     assert "http" not in page
+    assert page.count("<polyline") == 2 * 3
+    of_one = (folder / "z.mkv", "--rgb", checkpoint, *SMALL, "--top", 2, "--json", "--page", tmp_path / "page.html")
+    (line,) = map(json.loads, predict(*of_one).stdout.splitlines())
+    assert len(line["over_time"]["classes"]) == len(line["top"]) == 2
+    assert (tmp_path / "page.html").read_text().count("<polyline") == 2
+
+
+def test_bad_videos_are_counted_as_often_as_they_are_given(folder, checkpoint, tmp_path):
+    bad = folder / "b.mp4"
+    predict(bad, bad, "--rgb", checkpoint, *SMALL, "--page", tmp_path / "page.html", status=1)
+    page = (tmp_path / "page.html").read_text()
+    assert "Classes over time in 2 videos" in page
+    assert page.count("not-a-video") == 2
+    assert "And " not in page
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_no_scratch_folder(checkpoint, tmp_path, make_video):
+    video = make_video(tmp_path / "long.mp4", size="320x240", seconds=60)
+    (tmp_path / "scratch").mkdir()
+    code = "from train.predict_command import predict_command as command; command()"
+    words = [sys.executable, "-c", code, video, "--rgb", checkpoint, "--json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    child = subprocess.Popen([str(word) for word in words], env=environment, stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "scratch").glob("*/*")):
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 128 + signal.SIGTERM
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_video_with_flow_and_curves(checkpoint, tmp_path, make_video):

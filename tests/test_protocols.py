@@ -270,10 +270,13 @@ def test_missing_clips_of_a_dataset_on_a_server(dataset, serve, tmp_path):
     samples = open_samples(url, "test1")
     assert missing_clips(samples, "test1") == missing_clips(open_samples(str(dataset), "test1"), "test1")
     ledger = tmp_path / "data" / "ledger" / "outcomes.jsonl"
-    ledger.write_bytes(ledger.read_bytes() + b'{"key": 7}\n')
-    lines = len(ledger.read_bytes().splitlines())
-    with pytest.raises(FormatError, match=rf"outcomes.jsonl:{lines}: not an entry of a ledger"):
-        missing_clips(samples, "test1")
+    before = ledger.read_bytes()
+    entry = json.loads(before.splitlines()[-1])
+    without = {name: value for name, value in entry.items() if name != "memberships"}
+    for damaged in ({"key": 7}, without, {**entry, "memberships": "test1"}):
+        ledger.write_bytes(before + json.dumps(damaged).encode() + b"\n")
+        with pytest.raises(FormatError, match=rf"outcomes.jsonl:{len(before.splitlines()) + 1}: not an entry of a"):
+            missing_clips(samples, "test1")
     ledger.unlink()
     assert missing_clips(samples, "test1") is None
 
@@ -285,6 +288,8 @@ def test_missing_clips_of_a_dataset_on_a_server(dataset, serve, tmp_path):
         (("--fusion-weights", "rgb=1,rgb=2"), "'rgb=2': want"),
         (("--fusion-weights", "rgb=0"), "'rgb=0': want"),
         (("--fusion-weights", "rgb=nan"), "'rgb=nan': want"),
+        (("--fusion-weights", "rgb=1e308"), "'rgb=1e308': want"),
+        (("--hold-out", "nan"), "'--hold-out': nan is not finite"),
         (("--fusion-weights", "both=2"), "--fusion-weights both=2: there is no --both"),
         (("--crops", 2), "'2' is not one of '1', '3'"),
         (("--crops", 3, "--crop", 64), "smaller than the crop of 64x64"),
@@ -295,3 +300,15 @@ def test_bad_protocols(dataset, checkpoints, options, said):
     result = CliRunner().invoke(evaluate_command, [str(word) for word in (*networks, *options)])
     assert result.exit_code != 0
     assert said in result.output
+
+
+def test_where_results_cannot_go_is_said_before_the_work(checkpoints):
+    """There are no such shards: they would be missed first, if the place were not."""
+
+    def said(place):
+        return command(evaluate_command, "--shards", "none", "--rgb", checkpoints / "rgb.pt", "--json", place, status=1)
+
+    before = (checkpoints / "rgb.pt").read_bytes()
+    assert "rgb.pt: that is a file of --rgb, which would be lost" in said(checkpoints / "rgb.pt")
+    assert (checkpoints / "rgb.pt").read_bytes() == before
+    assert "flow.pt" in said(checkpoints / "flow.pt" / "result.json")

@@ -432,8 +432,9 @@ def test_weights_that_are_no_numbers_are_never_written(train, tmp_path):
     said = train("--steps", 1, "--lr", 3e38, output=tmp_path / "huge", status=1)
     assert "weights or statistics are not finite after step 1" in said
     assert not list((tmp_path / "huge").glob("**/*.pt"))
-    assert "--lr inf is not finite" in train("--steps", 1, "--lr", "inf", status=1)
-    assert "--epochs nan is not finite" in train("--epochs", "nan", status=1)
+    assert "'--lr': inf is not finite" in train("--steps", 1, "--lr", "inf", status=2)
+    assert "'--epochs': nan is not finite" in train("--epochs", "nan", status=2)
+    assert "'--hold-out': nan is not finite" in train("--steps", 1, "--hold-out", "nan", status=2)
 
 
 def test_initial_weights_keep_their_padding(train, tmp_path):

@@ -1,10 +1,13 @@
 """i3d-transfer on the golden clips, and the classifier of frozen features that is its Fixed setting."""
 
 import json
+import math
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -12,17 +15,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from manifests.sample import FormatError
 from model import Checkpoint, build, load_checkpoint, save_run
+from pipeline.cli import main
 from tests import golden
 from tests.demo.render import CLASSES
+from train.eval_command import evaluate_command
 from train.evaluate import network_logits
 from train.frozen import clip_features, features_of, with_softmax
 from train.hold_out import hold_out
 from train.loader import whole_clips
 from train.log import read_metrics
+from train.run import RunError
 from train.schedule import Schedule
 from train.softmax import Labelled, Softmax, Training, train_softmax
 from train.stream import open_samples
+from train.transfer import Candidate, best_of
 from train.transfer_command import transfer_command
 
 DATA = ("--shards", golden.DATASET, "--train-split", "train", "--test-split", "val")
@@ -99,6 +107,15 @@ def test_a_softmax_learns_features_of_different_scales():
     assert torch.equal(softmax.weight, train_softmax(clips, 3, training(), None).weight)
     assert not torch.equal(softmax.weight, train_softmax(clips, 3, training(seed=1), None).weight)
     assert train_softmax(clips, 3, training(rate=1e38), None) is None
+    far = Labelled(torch.full((1, 5), 3e38), torch.tensor([0]))
+    assert train_softmax(clips, 3, training(evaluate_every=1000), far) is None
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    candidates = [Candidate(1.0, 0.9, math.nan), Candidate(0.1, 0.5, 2.0), Candidate(0.01, None, None)]
+    assert best_of(candidates).rate == 0.1
+    with pytest.raises(RunError, match=r"diverged with each of the learning rates 1, 0\.01"):
+        best_of([candidates[0], candidates[2]])
 
 
 def test_features_are_computed_once(tmp_path, monkeypatch):
@@ -115,9 +132,28 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     list(features_of(samples, checkpoint, 40, tmp_path, CPU))
     list(features_of(samples, checkpoint_of("two-stream", ("flow",)), 32, tmp_path, CPU))
     assert len(list(tmp_path.iterdir())) == 6  # none of another crop, or of another network
-    next(iter(files)).write_bytes(b"\x93NUMPY")
-    with pytest.raises(ValueError, match="damaged, remove it"):
-        list(features_of(samples, checkpoint, 32, tmp_path, CPU))
+    file = min(files, key=lambda file: file.stat().st_size)
+    rows = np.load(file)
+    damaged = {
+        "expected 8 bytes got 6": lambda content: content.write(b"\x93NUMPY"),
+        "magic string": lambda content: np.savez(content, rows=rows),
+        r"float32 \(1, 1023\), want float32 \(1, 1024\)": lambda content: np.save(content, rows[:, 1:]),
+        "not finite": lambda content: np.save(content, np.full_like(rows, np.nan)),
+    }
+    for said, write in damaged.items():
+        with file.open("wb") as content:
+            write(content)
+        with pytest.raises(FormatError, match=f"damaged, remove it: .*{said}"):
+            list(features_of(samples, checkpoint, 32, tmp_path, CPU))
+
+
+def test_features_that_are_not_finite_are_not_kept(tmp_path):
+    checkpoint = checkpoint_of("two-stream", ("rgb",))
+    weights = {name: tensor * (1e38 if "conv" in name else 1) for name, tensor in checkpoint.state_dict.items()}
+    with pytest.raises(FormatError, match="the network's features of this clip are not finite"):
+        list(features_of(open_samples(str(golden.DATASET), "val"), replace(checkpoint, state_dict=weights), 32,
+                         tmp_path, CPU))  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
@@ -126,7 +162,8 @@ def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
     fixed = (*how, "--init", trained_elsewhere, "--hold-out", 0.5, "--features", tmp_path / "features")
     said = command(transfer_command, *fixed, "--rates", "1e38,1e37", "--output", cell, status=1)
     assert "diverged with each of the learning rates 1e+38, 1e+37" in said
-    command(transfer_command, *fixed, "--rates", "0.1,0.01", "--output", cell)  # nothing had come of the other
+    said = command(transfer_command, *fixed, "--rates", "0.1,0.01", "--output", cell)  # nothing had come of the other
+    assert re.search(r"^rate 0\.1  validation top-1 [01]\.\d{4}  loss \d", said, re.MULTILINE)
     found = result_of(cell)
     assert (found["setting"], found["model"], found["stream"]) == ("fixed", "two-stream", "both")
     assert found["initial"] == {"network.pt": sha256(trained_elsewhere.read_bytes()).hexdigest()}
@@ -146,15 +183,17 @@ def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
     assert (cell / "result.json").read_bytes() == before
     said = command(transfer_command, *fixed, "--rates", "0.1", "--output", cell, status=1)
     assert "holds another cell: hold_out: 0.5 → None, rates" in said
+    said = command(transfer_command, *fixed, "--rates", "0.1,0.01", "--crops", 3, "--output", cell, status=1)
+    assert "holds another cell: options.crops: None → 3" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "streams"), [("i3d", ("rgb",)), ("lstm", ("flow",)), ("fused", ("rgb", "flow"))])
 def test_fixed_knows_the_clips_that_it_was_trained_on(model, streams, tmp_path):
-    """One rate is taken as it is, and another cell needs no features anew."""
+    """One rate is taken as it is, another cell needs no features anew, and i3d-eval tests as it is told to."""
     save_run(tmp_path / "init.pt", checkpoint_of(model, streams).network(), None)
     stream = "both" if len(streams) > 1 else streams[0]
-    how = ("--shards", golden.DATASET, "--train-split", "train", "--test-split", "train", *SMALL, "--model", model)
+    how = (*DATA, *SMALL, "--model", model, "--crops", 3, "--flips", "--precision", "bf16")
     fixed = (*how, "--stream", stream, "--setting", "fixed", "--init", tmp_path / "init.pt", "--steps", 200)
     folder = tmp_path / "features"
     inodes = []
@@ -162,7 +201,12 @@ def test_fixed_knows_the_clips_that_it_was_trained_on(model, streams, tmp_path):
         command(transfer_command, *fixed, "--features", folder, "--rates", rate, "--output", tmp_path / str(rate))
         found = result_of(tmp_path / str(rate))
         assert found["chosen"] == {"rate": rate, "hold_out": None, "candidates": []}
-        assert found["top1"] == 1
+        protocol = found["protocol"]
+        assert (protocol["crops"], protocol["flips"], protocol["precision"]) == (3, True, "bf16")
+        network, again = tmp_path / str(rate) / "network.pt", tmp_path / "again.json"
+        data = ("--shards", golden.DATASET, "--split", "train", "--crop", 32, f"--{stream}", network)
+        command(evaluate_command, *data, "--json", again)
+        assert json.loads(again.read_text())["top1"] == 1
         inodes.append({file.stat().st_ino for file in folder.iterdir()})
     assert inodes[0] == inodes[1]
 
@@ -195,9 +239,17 @@ def test_original_chooses_on_held_out_clips_and_trains_on_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_ft_with_a_validation_split_and_a_rate_that_diverges(trained_elsewhere, tmp_path):
+def test_full_ft_with_a_validation_split_and_a_rate_that_diverges(trained_elsewhere, tmp_path, make_video):
     cell = tmp_path / "cell"
-    how = (*DATA, *SMALL, "--val-split", "train", "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
+    rows = [f"{label}-{split}.mp4,{label},{split}" for label in "xy" for split in ("train", "val", "test")]
+    for number, row in enumerate(rows):
+        make_video(tmp_path / row.partition(",")[0], "-vf", f"rotate={number}", size="64x48", seconds=0.6)
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    lists = ("--manifest", tmp_path / "list.csv", "--source", tmp_path, "--output", tmp_path / "data")
+    command(main, "run", *lists, "--short-side", 32)
+    data = ("--shards", tmp_path / "data", "--train-split", "train", "--test-split", "test", "--val-split", "val")
+    small = ("--batch-size", 2, "--crop", 32, "--workers", 0)
+    how = (*data, *small, "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
     launcher = "torchrun --nproc-per-node 2 --no-python"
     command(transfer_command, *how, "--init", trained_elsewhere, "--rates", "1e30,0.001", "--steps", 3,
             "--launcher", launcher, "--output", cell)  # fmt: skip
@@ -250,6 +302,24 @@ def test_what_does_not_go_together(trained_elsewhere, tmp_path):
     assert "different numbers above 0" in said(*rgb, "--setting", "original", "--rates", "0.1,-1", status=2)
     assert "no sample of split 'test9'" in said(*rgb, "--setting", "original", "--test-split", "test9")
     assert "--val-split val is --test-split, too" in said(*rgb, "--setting", "original", "--val-split", "val")
+    assert "--val-split train is --train-split, too" in said(*rgb, "--setting", "original", "--val-split", "train")
+    assert "--train-split val is --test-split, too" in said(*rgb, "--setting", "original", "--train-split", "val")
+    assert "'--hold-out': nan is not finite" in said(*rgb, "--setting", "original", "--hold-out", "nan", status=2)
+    typed = (
+        "--dropout",
+        0.5,
+        "--frames",
+        9,
+        "--sync-bn",
+        "--clip-gradient",
+        1,
+        "--accumulate",
+        1,
+        "--launcher",
+        "nice",
+    )
+    refused = said(*rgb, "--setting", "fixed", "--init", trained_elsewhere, *typed)
+    assert "which knows no --frames, --dropout, --clip-gradient, --sync-bn, --launcher\n" in refused
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "mine.txt").write_text("")
     assert "holds other files" in said(*rgb, "--setting", "original")

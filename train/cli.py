@@ -12,7 +12,7 @@ from manifests.clip import printable
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError
 from model import Architecture, CheckpointError
-from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE
+from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, FiniteRange
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
 from train.quarantine import TooManyBad
@@ -49,7 +49,7 @@ from train.stream import Inputs
     help="Train without this share of the clips, and test on it; whole source videos of each class.",
 )
 @click.option("--steps", type=click.IntRange(1, MAXIMUM_STEPS), help="How many steps in all; this or --epochs.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How often to see every clip.")
+@click.option("--epochs", type=FiniteRange(min=0, min_open=True), help="How often to see every clip.")
 @click.option("--recipe", type=click.Choice(RECIPES), help="Train as was published; prints what that sets.")
 @click.option("--batch-size", type=click.IntRange(1, 100_000), default=6, show_default=True, help="Clips a step.")
 @click.option(
@@ -61,7 +61,7 @@ from train.stream import Inputs
 )
 @click.option("--frames", type=click.IntRange(1, 10_000), help="Frames of a window of i3d.  [default: 64]")
 @CROP_OPTION
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
+@click.option("--lr", type=FiniteRange(min=0, min_open=True), help="Learning rate.  [default: 0.1 · batch / 384]")
 @click.option(
     "--schedule",
     type=click.Choice(SCHEDULES),
@@ -78,9 +78,9 @@ from train.stream import Inputs
     show_default=True,
     help="Of plateau: evaluations in a row without a new lowest loss.",
 )
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=1e-7, show_default=True)
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True)
-@click.option("--clip-gradient", type=click.FloatRange(min=0, min_open=True), help="Largest norm of a gradient.")
+@click.option("--weight-decay", type=FiniteRange(min=0), default=1e-7, show_default=True)
+@click.option("--dropout", type=FiniteRange(0, 1, max_open=True), default=0.5, show_default=True)
+@click.option("--clip-gradient", type=FiniteRange(min=0, min_open=True), help="Largest norm of a gradient.")
 @click.option(
     "--sync-bn/--no-sync-bn", default=False, show_default=True, help="Normalise over the batches of all ranks."
 )
@@ -126,7 +126,7 @@ from train.stream import Inputs
 )
 @click.option(
     "--cache-gigabytes",
-    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    type=FiniteRange(min=0, min_open=True, max=1e6),
     default=100.0,
     show_default=True,
     help="Its size; the least recently used shards make room.",

@@ -112,7 +112,9 @@ def _entries(file: BinaryIO, dataset: str) -> Iterator[_Entry]:
 
 def _entry(value: Any) -> _Entry:
     """The parts of an entry that matter here."""
-    entry = _Entry(value["key"], value["label"], value["split"], value.get("memberships"), value["reason"])
+    entry = _Entry(value["key"], value["label"], value["split"], value["memberships"], value["reason"])
+    if not isinstance(entry.memberships, list | None):
+        raise TypeError(f"memberships {entry.memberships!r} are no list")
     texts = (entry.label, entry.split, entry.reason, *(entry.memberships or ()))
     if not isinstance(entry.key, str) or not all(isinstance(text, str | None) for text in texts):
         raise ValueError("a field of another type than it has")

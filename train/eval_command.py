@@ -16,15 +16,26 @@ from manifests.clip import printable
 from manifests.files import write_file
 from model import CheckpointError
 from train.clip_list import missing_clips
-from train.decode import Crops
 from train.evaluate import Protocol, evaluate, load_streams, require_good
 from train.hold_out import hold_out
-from train.options import BOTH_OPTION, CONTEXT, CROP_OPTION, FLOW_OPTION, HELD_OUT_SHARE, PRECISION_OPTION, RGB_OPTION
+from train.options import (
+    BOTH_OPTION,
+    CONTEXT,
+    CROP_OPTION,
+    CROPS_OPTION,
+    FLIPS_OPTION,
+    FLOW_OPTION,
+    HELD_OUT_SHARE,
+    PRECISION_OPTION,
+    RGB_OPTION,
+    check_outputs,
+)
 from train.run import Precision
 from train.scores import MEASURES, summary
 from train.stream import Inputs, open_samples, trainable_samples
 
 CLIPS_SHOWN = 20
+LARGEST_WEIGHT = 1000.0  # of a network; beyond any use, and far from where logits would overflow
 
 
 def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dict[str, float]:
@@ -36,9 +47,10 @@ def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dic
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if name not in get_args(Inputs) or name in weights or not 0 < weight < math.inf:
+        if name not in get_args(Inputs) or name in weights or not 0 < weight <= LARGEST_WEIGHT:
             raise click.BadParameter(
-                f"{part!r}: want rgb, flow or both, each once, with a positive number, such as rgb=1,flow=2",
+                f"{part!r}: want rgb, flow or both, each once, with a positive number of at most "
+                f"{LARGEST_WEIGHT:g}, such as rgb=1,flow=2",
                 param=option,
             )
         weights[name] = weight
@@ -53,14 +65,8 @@ def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dic
 @FLOW_OPTION
 @BOTH_OPTION
 @CROP_OPTION
-@click.option(
-    "--crops",
-    type=click.Choice(get_args(Crops)),
-    default=1,
-    show_default=True,
-    help="The centre crop, or three along the longer side, averaged.",
-)
-@click.option("--flips", is_flag=True, help="Average with the mirrored clip; not where left and right differ.")
+@CROPS_OPTION
+@FLIPS_OPTION
 @click.option(
     "--fusion-weights",
     "weights",
@@ -94,6 +100,8 @@ def evaluate_command(
         how = Protocol(**protocol)
         given: dict[Inputs, Path | None] = {"rgb": rgb, "flow": flow, "both": both}
         _require_all_given(how.weights, given)
+        if json_file is not None:
+            check_outputs({"--json": json_file.resolve()}, given)
         samples = open_samples(shards, split)
         missing = missing_clips(samples, split)
         if share is not None:
@@ -109,7 +117,8 @@ def evaluate_command(
         )
         found = {**summary(results, samples, streams, how, split, missing), "hold_out": share}
         if json_file is not None:
-            write_file(json_file.resolve(), json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+            words = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+            write_file(json_file.resolve(), words.encode() + b"\n")
     except (ValueError, CheckpointError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     _print_summary(found)

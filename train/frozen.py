@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manifests.files import canonical_json, complete_file
 from manifests.sample import FormatError
-from model import Checkpoint, Network, Stream, fold_batch_norm, head_names
+from model import Architecture, Checkpoint, Network, Stream, fold_batch_norm, head_names
 from train.evaluate import network_logits
 from train.loader import Bad, whole_clips
 from train.run import identity
@@ -42,25 +42,36 @@ def features_of(
         [n, features] float32, mapped from its file: of up to `PIECE_CLIPS` clips, in the order of the samples.
 
     Raises:
-        FormatError: a clip that cannot be used, or a damaged file of features.
+        FormatError: a clip that cannot be used, features that are not finite, or a damaged file of features.
         OSError: a clip that cannot be reached, or a file that cannot be written.
     """
     network: Network | None = None
+    width = sum(_head_sizes(checkpoint))
     for start in range(0, len(samples), PIECE_CLIPS):
         piece = samples.take(range(start, min(start + PIECE_CLIPS, len(samples))))
         file = folder / f"{_name(piece, checkpoint, crop)}.npy"
         if not file.exists():
             network = network or _frozen(checkpoint, device)
             rows = [clip_features(p, network, device) for p in _pixels(piece, network.streams, crop, workers)]
+            for sample, row in zip(piece, rows, strict=True):
+                if not row.isfinite().all():
+                    raise FormatError(f"{sample.name}: the network's features of this clip are not finite")
             with complete_file(file) as content:
                 np.save(content, torch.stack(rows).numpy(), allow_pickle=False)
-        try:
-            found = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise FormatError(f"{file}: damaged, remove it: {error}") from error
-        if found.ndim != 2 or len(found) != len(piece) or found.dtype != np.float32:
-            raise FormatError(f"{file}: {found.dtype} {found.shape} are no features of {len(piece)} clips, remove it")
-        yield found
+        yield _read(file, (len(piece), width))
+
+
+def _read(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Features from a file, mapped from it; FormatError where it holds others, or something else."""
+    try:
+        found = np.lib.format.open_memmap(file, mode="r")  # no archive, no pickle
+    except (ValueError, EOFError) as error:
+        raise FormatError(f"{file}: damaged, remove it: {error}") from error
+    if found.shape != shape or found.dtype != np.float32:
+        raise FormatError(f"{file}: damaged, remove it: {found.dtype} {found.shape}, want float32 {shape}")
+    if not np.isfinite(found).all():
+        raise FormatError(f"{file}: damaged, remove it: features that are not finite")
+    return found
 
 
 def clip_features(pixels: Mapping[Stream, Tensor], network: Network, device: torch.device) -> Tensor:
@@ -77,7 +88,7 @@ def clip_features(pixels: Mapping[Stream, Tensor], network: Network, device: tor
     Returns:
         [features] float32 on the CPU.
     """
-    layers = head_layers(network)
+    layers = head_layers(network.architecture, network.streams)
     seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
     def note(layer: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -94,10 +105,15 @@ def clip_features(pixels: Mapping[Stream, Tensor], network: Network, device: tor
     return torch.cat([torch.cat(seen[layer]).mean(0) for layer in layers])
 
 
-def head_layers(network: Network) -> list[str]:
+def head_layers(architecture: Architecture, streams: Sequence[Stream]) -> list[str]:
     """Names of the layers that give the logits: one, or one of each stream."""
-    names = head_names(network.architecture, network.streams)
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in head_names(architecture, streams)))
+
+
+def _head_sizes(checkpoint: Checkpoint) -> list[int]:
+    """How many features each of them sees."""
+    layers = head_layers(checkpoint.architecture, checkpoint.streams)
+    return [checkpoint.state_dict[f"{layer}.weight"].shape[1] for layer in layers]
 
 
 def _name(samples: Samples, checkpoint: Checkpoint, crop: int) -> str:
@@ -129,11 +145,9 @@ def with_softmax(checkpoint: Checkpoint, softmax: Softmax) -> Checkpoint:
     Where several layers give the logits, whose mean they are, each gets its features' part of the weights.
     """
     headed = checkpoint.with_new_head(len(softmax.bias))
-    network = headed.network()
-    layers = head_layers(network)
+    layers = head_layers(headed.architecture, headed.streams)
     tensors = dict(headed.state_dict)
-    sizes = [tensors[f"{layer}.weight"].shape[1] for layer in layers]
-    for layer, weight in zip(layers, torch.split(softmax.weight, sizes, dim=1), strict=True):
+    for layer, weight in zip(layers, torch.split(softmax.weight, _head_sizes(headed), dim=1), strict=True):
         like = tensors[f"{layer}.weight"]
         tensors[f"{layer}.weight"] = (weight * len(layers)).reshape(like.shape)
         tensors[f"{layer}.bias"] = softmax.bias.clone()

@@ -58,8 +58,9 @@ def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
                 missing[index] -= count
     if not chosen.any():
         raise FormatError(
-            f"no clip can be held out: a share of {share:g} of {len(labelled)} clips from {len(groups)} videos "
-            "is less than half a video of any class"
+            f"no clip can be held out: a share of {share:g} of {len(labelled)} clips from {len(groups)} videos is at "
+            f"most half a video of any class: give a larger share (--hold-out, at most {LARGEST_SHARE:g}), clips to "
+            "test on (--val-shards or --val-split), or where it is to choose a learning rate a single one (--rates)"
         )
     return samples.take(~chosen), samples.take(chosen)
 

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from manifests.clip import check_times, printable
-from manifests.files import check_writable
 from manifests.page import Html
 from manifests.sample import FRAME_RATE, RgbCoding
 from model import I3D, CheckpointError, Stream
@@ -19,13 +18,24 @@ from model.chunks import ENDPOINTS
 from model.inception import MINIMUM_SIDE
 from pipeline.video import VideoError
 from train.evaluate import Streams, load_streams
-from train.options import BOTH_OPTION, CONTEXT, CROP_OPTION, FLOW_OPTION, PRECISION_OPTION, RGB_OPTION
+from train.options import (
+    BOTH_OPTION,
+    CONTEXT,
+    CROP_OPTION,
+    FLOW_OPTION,
+    PRECISION_OPTION,
+    RGB_OPTION,
+    FiniteRange,
+    check_outputs,
+)
 from train.over_time import rounded, stretches
 from train.predict import Prediction, predict, write_features
 from train.predict_page import video_section, write_predictions
 from train.predict_video import write_video
 from train.run import Precision
 from train.samplers import I3D_FRAMES
+from train.signals import sigterm_ends
+from train.stream import Inputs
 from train.videos import MAXIMUM_SECONDS, StoredStream, Video, ahead, find_videos, name_of, prepare, workers_for
 
 WINDOW_SECONDS = I3D_FRAMES / FRAME_RATE
@@ -66,8 +76,8 @@ class _Options:
 @RGB_OPTION
 @FLOW_OPTION
 @BOTH_OPTION
-@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Seconds; by default the beginning.")
-@click.option("--end", type=click.FloatRange(min=0), help="Seconds; by default the end.")
+@click.option("--start", type=FiniteRange(min=0), default=0.0, help="Seconds; by default the beginning.")
+@click.option("--end", type=FiniteRange(min=0), help="Seconds; by default the end.")
 @CROP_OPTION
 @click.option(
     "--short-side",
@@ -80,7 +90,7 @@ class _Options:
 @click.option("--json", "as_json", is_flag=True, help="For machines: a line a video, in order.")
 @click.option(
     "--over-time",
-    type=click.FloatRange(min=1 / FRAME_RATE, max=MAXIMUM_SECONDS),
+    type=FiniteRange(min=1 / FRAME_RATE, max=MAXIMUM_SECONDS),
     metavar="SECONDS",
     help="Classes over time, too: of a window of this length around every eighth frame.  "
     f"[default with --page or --video: {WINDOW_SECONDS:g}]",
@@ -108,6 +118,7 @@ class _Options:
 )
 @PRECISION_OPTION
 @click.pass_context
+@sigterm_ends()
 def predict_command(
     context: click.Context,
     /,
@@ -128,18 +139,19 @@ def predict_command(
     wanted = _Options(**options)
     try:
         videos = find_videos(what)
-        _check(wanted, videos)
-        streams = load_streams({"rgb": rgb, "flow": flow, "both": both}, precision=precision)
+        given: dict[Inputs, Path | None] = {"rgb": rgb, "flow": flow, "both": both}
+        _check(wanted, videos, given)
+        streams = load_streams(given, precision=precision)
         for network in streams.networks.values():
             if wanted.features is not None and not isinstance(network, I3D):
                 raise ValueError(f"--features are of i3d, this network is {network.architecture}")
-        failed: dict[str, VideoError] = {}
+        failed: list[tuple[str, VideoError]] = []
         for name, told in _predictions(videos, streams, wanted):
             if isinstance(told, VideoError):
-                failed[name] = told
+                failed.append((name, told))
                 _say_error(name, told, as_json=wanted.as_json)
             elif wanted.as_json:
-                click.echo(json.dumps({"video": name, **_as_json(told, streams)}))
+                click.echo(json.dumps({"video": name, **_as_json(told, streams)}, allow_nan=False))
             else:
                 _say(name if len(videos) > 1 else None, told, streams)
         if wanted.page is not None:
@@ -152,7 +164,7 @@ def predict_command(
         context.exit(1)
 
 
-def _check(wanted: _Options, videos: Sequence[Video]) -> None:
+def _check(wanted: _Options, videos: Sequence[Video], given: Mapping[Inputs, Path | None]) -> None:
     """Raise ValueError or OSError, before any work, for what cannot be had."""
     check_times(wanted.start, wanted.end)
     if wanted.crop > wanted.short_side:
@@ -169,7 +181,7 @@ def _check(wanted: _Options, videos: Sequence[Video]) -> None:
     for option, path in wanted.files.items():
         if path in inputs:
             raise ValueError(f"{option} {path}: that is one of the videos, which would be lost")
-        check_writable(path)
+    check_outputs(wanted.files, given)
 
 
 def _predictions(

@@ -17,13 +17,12 @@ from pipeline.video import VideoError, luma_pictures, rgb_pictures
 from train.over_time import OverTime, stretches
 from train.pictures import FLOW_SCALE_PIXELS, LEGEND_PIXELS, encoded
 from train.predict import Prediction
-from train.report import line_chart, thinned
+from train.report import CURVES, line_chart, thinned
 from train.stream import Inputs
 from train.videos import StoredStream
 
 COLUMNS = 8
 COLUMN_PIXELS = 160
-CURVES = 5  # of classes
 STRETCHES = 200  # of a video, listed
 
 
@@ -31,7 +30,7 @@ def write_predictions(
     path: Path,
     sections: Sequence[Html],
     predicted: int,
-    failed: Mapping[str, VideoError],
+    failed: Sequence[tuple[str, VideoError]],
     checkpoints: Mapping[Inputs, Checkpoint],
 ) -> None:
     """Write the page.
@@ -40,7 +39,7 @@ def write_predictions(
         path: the HTML file.
         sections: of videos, of `video_section`.
         predicted: how many videos there were, of which the sections may show only the first.
-        failed: by name, what is wrong with further ones.
+        failed: names of further ones, and what is wrong with each.
         checkpoints: of the networks, by what they see.
 
     Raises:
@@ -49,9 +48,10 @@ def write_predictions(
     number = predicted + len(failed)
     parts = list(sections)
     if predicted > len(sections):
-        parts.append(Html(f"<p>And {predicted - len(sections):,} more videos.</p>"))
+        more = predicted - len(sections)
+        parts.append(Html(f"<p>And {more:,} more video{'s' * (more != 1)}.</p>"))
     if failed:
-        rows = [(printable(name), error.reason, printable(error.message[-300:])) for name, error in failed.items()]
+        rows = [(printable(name), error.reason, printable(error.message[-300:])) for name, error in failed]
         parts.append(Html(f"<h2>Not predicted</h2>{table(('Video', 'Reason', 'Message'), rows)}"))
     networks = [
         (inputs, checkpoint.architecture, checkpoint.format, printable(name), unbroken(sha256))
@@ -120,10 +120,11 @@ def _strip(name: str, found: Prediction, stored: StoredStream) -> Html:
 
 
 def _curves(found: Prediction, over_time: OverTime, labels: Sequence[str]) -> str:
-    """The classes over time that are likeliest at some time."""
+    """The classes over time that are likeliest at some time: as many as of the whole video."""
     since = (over_time.seconds - found.start_seconds).tolist()
     curves = {
-        labels[index]: thinned(since, over_time.probabilities[:, index].tolist()) for index in over_time.leading(CURVES)
+        labels[index]: thinned(since, over_time.probabilities[:, index].tolist())
+        for index in over_time.leading(min(len(found.top), CURVES))
     }
     begin = f" after {found.start_seconds:g} s" if found.start_seconds else ""
     title = f"Probability in a window of {over_time.window_seconds:g} s"

@@ -1,6 +1,7 @@
-"""SIGINT and SIGTERM in training: noted, and the end of a wait for data, which may be long; a step is finished."""
+"""SIGINT and SIGTERM. In training: noted, and the end of a wait for data, which may be long; a step is finished."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -55,3 +56,13 @@ def noted_signals() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """End the program at SIGTERM as Ctrl-C does, while the block or function runs: what is temporary is removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -82,7 +82,7 @@ def train_softmax(clips: Labelled, num_classes: int, training: Training, held_ou
         held_out: a plateau's schedule sees the loss of these; the training loss where there are none.
 
     Returns:
-        The classifier; None where it diverged.
+        The classifier; None where it diverged: its weights, or its loss on those that it is judged on, are not finite.
     """
     mean, deviation = clips.features.mean(0), clips.features.std(0, correction=0)
     scale = deviation.clamp_min(max(SMALLEST_DEVIATION * float(deviation.mean()), torch.finfo().tiny))
@@ -116,7 +116,8 @@ def train_softmax(clips: Labelled, num_classes: int, training: Training, held_ou
                 plateau.see(seen)
             losses.clear()
     softmax = found()
-    return softmax if softmax.weight.isfinite().all() and softmax.bias.isfinite().all() else None
+    finite = softmax.weight.isfinite().all() and softmax.bias.isfinite().all()
+    return softmax if finite and math.isfinite(softmax.judged(held_out or clips)[1]) else None
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

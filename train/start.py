@@ -78,7 +78,7 @@ def start(options: Options) -> None:
     """Train as the command's options say; under torchrun, together with the other ranks.
 
     Raises:
-        ValueError: options that contradict each other, or one that is not finite.
+        ValueError: options that contradict each other.
         FormatError: data that cannot be trained on.
         CheckpointError: initial weights, or a state to resume from, that cannot be used.
         RunError: a folder that holds something else, or ranks that would not train the same.
@@ -144,10 +144,6 @@ def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
 
 
 def _check(options: Options) -> None:
-    for name in ("epochs", "lr", "weight_decay", "clip_gradient"):
-        value = getattr(options, name)
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not finite")
     if options.output is None and not options.bench_data:
         raise ValueError("--output: name a folder for the run")
     if (options.steps is None) == (options.epochs is None) and not options.bench_data:

@@ -9,6 +9,7 @@ CELL/result.json      what i3d-eval found, and how the network came about
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +49,7 @@ class Cell:
         steps: of each training.
         batch_size: clips a step.
         crop: in pixels.
-        options: what else the user typed of i3d-train's options, by keyword.
+        options: what else the user typed of i3d-train's options, and of i3d-eval's `crops` and `flips`, by keyword.
         data: `train.run.identity` of the training clips.
         validation: of the clips of the validation split, if it is used.
         test: of the test clips.
@@ -145,7 +146,8 @@ def run_cell(
                 "candidates": [asdict(candidate) for candidate in candidates],
             },
         }
-        write_file(result, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+        words = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+        write_file(result, words.encode() + b"\n")
         tested.unlink()
         return found
 
@@ -156,7 +158,11 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     Raises:
         RunError: all diverged.
     """
-    finite = [(c.val_top1, -c.val_loss, c) for c in candidates if c.val_top1 is not None and c.val_loss is not None]
+    finite = [
+        (c.val_top1, -c.val_loss, c)
+        for c in candidates
+        if c.val_top1 is not None and c.val_loss is not None and math.isfinite(c.val_loss)
+    ]
     if not finite:
         rates = ", ".join(f"{candidate.rate:g}" for candidate in candidates)
         raise RunError(f"training diverged with each of the learning rates {rates}: give lower --rates")

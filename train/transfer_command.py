@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from manifests.lease import LeaseHeld
 from model import Architecture, Checkpoint, CheckpointError, load_checkpoint, save_run
 from train.children import ProgramFailed
 from train.cli import train_command
+from train.decode import Crops
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
-from train.options import CONTEXT, HELD_OUT_SHARE
+from train.options import CONTEXT, CROPS_OPTION, FLIPS_OPTION, HELD_OUT_SHARE
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
 from train.schedule import Schedule, rate_of_batch, schedule_steps
@@ -38,6 +39,7 @@ OF_I3D_TRAIN = (
     *("frames", "crop", "schedule", "warm_up_steps", "patience", "weight_decay", "dropout", "clip_gradient"),
     *("sync_bn", "flip", "evaluate_every", "precision", "seed"),
 )
+NOT_OF_FIXED = ("frames", "dropout", "clip_gradient", "sync_bn")  # a softmax over features has none of it
 HOW = ("checkpoint_every", "max_bad", "compile", "checkpoint_activations", "workers", "cache", "cache_gigabytes")
 
 
@@ -59,6 +61,8 @@ class Asked:
     output: Path
     features: Path | None
     launcher: tuple[str, ...]
+    crops: Crops
+    flips: bool
     model: Architecture
     stream: Inputs
     init: Path | None
@@ -131,6 +135,8 @@ def _launcher(_: click.Context, option: click.Parameter, text: str) -> tuple[str
     default="",
     help="Words before i3d-train, such as 'torchrun --nproc-per-node 8 --no-python'.",
 )
+@CROPS_OPTION
+@FLIPS_OPTION
 @click.pass_context
 def transfer_command(context: click.Context, /, **options: Any) -> None:
     """Train and test one cell of the paper's table 4: Original, Fixed or Full-FT.
@@ -155,10 +161,15 @@ def transfer_command(context: click.Context, /, **options: Any) -> None:
         raise click.ClickException("stopped; the same command goes on") from None
     chosen = found["chosen"]
     for candidate in chosen["candidates"]:
-        told = "diverged" if candidate["val_top1"] is None else f"validation top-1 {candidate['val_top1']:.4f}"
-        click.echo(f"rate {candidate['rate']:g}  {told}")
+        click.echo(f"rate {candidate['rate']:g}  {_came_to(candidate)}")
     words = f"{asked.setting}, rate {chosen['rate']:g}: top-1 {found['top1']:.4f}  top-5 {found['top5']:.4f}"
     click.echo(f"{words}  {asked.output / RESULT}")
+
+
+def _came_to(candidate: Mapping[str, Any]) -> str:
+    if candidate["val_top1"] is None:
+        return "diverged"
+    return f"validation top-1 {candidate['val_top1']:.4f}  loss {candidate['val_loss']:.4g}"
 
 
 transfer_command.params += [
@@ -173,8 +184,7 @@ def transfer(asked: Asked) -> dict[str, Any]:
         ValueError, CheckpointError: options, data or initial weights that cannot be used.
         RunError, ProgramFailed, LeaseHeld, OSError: as `train.transfer.run_cell`.
     """
-    if asked.val_split == asked.test_split:
-        raise ValueError(f"--val-split {asked.val_split} is --test-split, too: the rate would be chosen on its clips")
+    _check(asked)
     initial = _initial(asked)
     snapshot = snapshot_of(asked.output)
     asked = replace(asked, shards=asked.shards if snapshot is None else at_snapshot(asked.shards, snapshot))
@@ -199,7 +209,7 @@ def transfer(asked: Asked) -> dict[str, Any]:
         steps=values["steps"],
         batch_size=values["batch_size"],
         crop=values["crop"],
-        options={name: asked.training[name] for name in OF_I3D_TRAIN if name in asked.typed},
+        options={name: asked.training[name] for name in OF_I3D_TRAIN if name in asked.typed} | _tested(asked),
         data=identity(samples),
         validation=identity(validation) if validation is not None else None,
         test=identity(test),
@@ -208,6 +218,30 @@ def transfer(asked: Asked) -> dict[str, Any]:
         fix = partial(_fix, asked, cell, initial, samples, validation)
         return run_cell(asked.output, cell, _programs(asked), fix)
     return run_cell(asked.output, cell, _programs(asked))
+
+
+def _check(asked: Asked) -> None:
+    """Raise `ValueError` for options that contradict each other."""
+    if asked.val_split == asked.test_split:
+        raise ValueError(f"--val-split {asked.val_split} is --test-split, too: the rate would be chosen on its clips")
+    if asked.train_split == asked.test_split:
+        raise ValueError(f"--train-split {asked.train_split} is --test-split, too: the test would be of known clips")
+    if asked.val_split == asked.train_split:
+        raise ValueError(
+            f"--val-split {asked.val_split} is --train-split, too: the rate would be chosen on known clips; without "
+            "--val-split a part of them is held out"
+        )
+    if asked.setting == "fixed":
+        typed = [name for name in NOT_OF_FIXED if name in asked.typed] + ["launcher"] * bool(asked.launcher)
+        if typed:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+            raise ValueError(f"--setting fixed trains a softmax over features alone, which knows no {words}")
+
+
+def _tested(asked: Asked) -> dict[str, Any]:
+    """How the network is tested, where that is not the default, by keyword."""
+    tested: dict[str, Any] = {"crops": asked.crops} if asked.crops != 1 else {}
+    return {**tested, "flips": True} if asked.flips else tested
 
 
 def _initial(asked: Asked) -> Checkpoint | None:
@@ -241,11 +275,14 @@ def _programs(asked: Asked) -> Programs:
     what = ("--split", asked.train_split, "--model", asked.model, "--stream", asked.stream)
     recipe = ("--recipe", RECIPE_OF[asked.setting])
     init = ("--init", str(asked.init)) if asked.init is not None else ()
-    crop = ("--crop", str(_values(asked)["crop"]))
+    tested = ["--crop", str(_values(asked)["crop"]), "--crops", str(asked.crops)]
+    tested += ["--flips"] if asked.flips else []
+    if asked.training["precision"] != "auto":  # else in fp32, as i3d-train's own evaluations are
+        tested += ["--precision", asked.training["precision"]]
     validation = ("--val-shards", asked.shards, "--val-split", asked.val_split) if asked.val_split is not None else ()
     return Programs(
         train=(*asked.launcher, "i3d-train", *shards, *what, *recipe, *init, *_words(asked)),
-        evaluate=("i3d-eval", *shards, "--split", asked.test_split, *crop),
+        evaluate=("i3d-eval", *shards, "--split", asked.test_split, *tested),
         validation=validation,
     )
 
