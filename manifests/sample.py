@@ -12,6 +12,7 @@ from manifests.files import canonical_json
 
 FORMAT_VERSION = 1
 FRAME_RATE = 25
+SHORT_SIDES = range(32, 1081, 2)  # of stored pictures, in pixels
 MINIMUM_FRAMES = 9  # the fewest that I3D takes: its last pool wants two time steps, 8 frames apart
 
 RGB = "rgb.mp4"
@@ -97,14 +98,11 @@ def specification_from_json(value: dict[str, Any]) -> Specification:
         raise FormatError(f"format version {version!r}: this program reads version {FORMAT_VERSION}")
     try:
         flow = value["flow"]
-        return Specification(
-            **{
-                **value,
-                "rgb": RgbCoding(**value["rgb"]),
-                "flow": FlowCoding(**flow) if flow is not None else None,
-            }
-        )
-    except (KeyError, TypeError) as error:
+        rgb = RgbCoding(**value["rgb"])
+        if type(rgb.short_side) is not int or rgb.short_side not in SHORT_SIDES:
+            raise ValueError(f"short side {rgb.short_side!r}, not an even number of pixels from 32 to 1080")
+        return Specification(**{**value, "rgb": rgb, "flow": FlowCoding(**flow) if flow is not None else None})
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"not a specification of format version {FORMAT_VERSION}: {error}") from error
 
 

@@ -28,6 +28,9 @@ class Checkpoint:
         sha256: file name → SHA-256 (hexadecimal) of each file read, as `sha256sum` prints it.
         classes: the classes' names in the order of the logits; None where the file does not say.
         temporal_padding: what an I3D was trained with, "zero" in all released ones; of all others "zero".
+        crop: side of the squares that it was trained on, in pixels; None where the file does not say, as in the
+            released networks and their ports, which mean 224.
+        short_side: of the stored pictures that these were cut from, in pixels; None as of `crop`, where 256 is meant.
     """
 
     state_dict: dict[str, Tensor]
@@ -38,6 +41,13 @@ class Checkpoint:
     sha256: dict[str, str]
     classes: tuple[str, ...] | None = None
     temporal_padding: TemporalPadding = "zero"
+    crop: int | None = None
+    short_side: int | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a file of this project holds it: what such a file does not say is unknown, not as released."""
+        return self.format in ("run", "safetensors")
 
     def network(self) -> Network:
         """A network that holds these weights (the tensors themselves, no copies), in evaluation mode."""

@@ -20,14 +20,16 @@ from model.checkpoint import (
 )
 from model.checkpoint_names import Format, require_names
 from model.i3d import I3D
+from model.inception import MINIMUM_SIDE
 from model.layers import STREAM_CHANNELS, Architecture, Stream, TemporalPadding
 from model.tensor_files import named_in_errors, read_tensor_file, sha256_of, write_safetensors, write_torch
 from model.tensorflow_checkpoint import CheckpointError
 
-_VERSION = 2
+_VERSION = 3
 _KINDS: dict[str, Format] = {"quo-vadis-run": "run", "quo-vadis-network": "safetensors"}
 _ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 _PADDINGS: tuple[TemporalPadding, ...] = get_args(TemporalPadding)
+_SIDES = range(MINIMUM_SIDE, 1081, 2)  # of pictures and squares cut from them, in pixels
 
 Name = TypeVar("Name", bound=str)
 
@@ -37,6 +39,9 @@ def save_run(
     network: Network,
     classes: Sequence[str] | None,
     training: Mapping[str, object] | None = None,
+    *,
+    crop: int | None = None,
+    short_side: int | None = None,
 ) -> None:
     """Writes a trained network to a file that `load_checkpoint` reads back.
 
@@ -47,18 +52,27 @@ def save_run(
         network: not wrapped for parallel training.
         classes: the classes' names in the order of the logits, or None if they have none.
         training: what a trainer needs to go on from here, tensors and plain values; `load_training` gives it back.
+        crop: side of the squares that it was trained on, in pixels, even; None where that is unknown.
+        short_side: of the stored pictures that these were cut from, in pixels, even; None where that is unknown.
 
     Raises:
-        ValueError: if the classes contradict the network.
+        ValueError: if the classes contradict the network, or there are no such pictures.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    content = {**_header("quo-vadis-run", network, classes), "model": _weights(network)}
+    content = {**_header("quo-vadis-run", network, classes, crop, short_side), "model": _weights(network)}
     if training is not None:
         content["training"] = dict(training)
     write_torch(Path(path), content)
 
 
-def save_safetensors(path: str | os.PathLike[str], network: Network, classes: Sequence[str] | None) -> None:
+def save_safetensors(
+    path: str | os.PathLike[str],
+    network: Network,
+    classes: Sequence[str] | None,
+    *,
+    crop: int | None = None,
+    short_side: int | None = None,
+) -> None:
     """Writes a network as safetensors: its weights, and as metadata what else `load_checkpoint` needs.
 
     The file appears under its name only once it is complete and on disk. Equal weights give equal bytes.
@@ -67,12 +81,14 @@ def save_safetensors(path: str | os.PathLike[str], network: Network, classes: Se
         path: the file to write; replaced if it is there.
         network: not wrapped for parallel training.
         classes: the classes' names in the order of the logits, or None if they have none.
+        crop: as of `save_run`.
+        short_side: as of `save_run`.
 
     Raises:
-        ValueError: if the classes contradict the network.
+        ValueError: as `save_run`.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    write_safetensors(Path(path), _weights(network), _header("quo-vadis-network", network, classes))
+    write_safetensors(Path(path), _weights(network), _header("quo-vadis-network", network, classes, crop, short_side))
 
 
 def load_training(path: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
@@ -119,8 +135,18 @@ def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
     num_classes = require_classes(max(head[0], 1)) if head else 1
     check_shapes(names, shapes, weight_shapes(architecture, streams, num_classes))
     classes = _classes(content.get("classes"), num_classes)
+    crop, short_side = _pictures(content)
     return Checkpoint(
-        finite(tensors), architecture, streams, num_classes, _KINDS[format], sha256_of([file]), classes, padding
+        finite(tensors),
+        architecture,
+        streams,
+        num_classes,
+        _KINDS[format],
+        sha256_of([file]),
+        classes,
+        padding,
+        crop,
+        short_side,
     )
 
 
@@ -166,11 +192,34 @@ def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _header(kind: str, network: Network, classes: Sequence[str] | None) -> dict[str, object]:
+def _pictures(content: Mapping[Any, object]) -> tuple[int | None, int | None]:
+    """Crop and short side of the pictures that a network was trained on."""
+    found: dict[str, int | None] = {}
+    for name in ("crop", "short_side"):
+        pixels = content.get(name)
+        if pixels is not None and (type(pixels) is not int or pixels not in _SIDES):
+            raise CheckpointError(
+                f"has the {name} {_shown(pixels)}, not an even number of pixels from {_SIDES[0]} to {_SIDES[-1]}"
+            )
+        found[name] = pixels
+    crop, short_side = found["crop"], found["short_side"]
+    if crop is not None and short_side is not None and crop > short_side:
+        raise CheckpointError(f"has the crop {crop}, which is larger than its short_side {short_side}")
+    return crop, short_side
+
+
+def _header(
+    kind: str, network: Network, classes: Sequence[str] | None, crop: int | None, short_side: int | None
+) -> dict[str, object]:
     if classes is not None and (len(classes) != network.num_classes or len(set(classes)) != len(classes)):
         raise ValueError(
             f"{len(classes)} classes, {len(set(classes))} of them different, for a network of {network.num_classes}"
         )
+    pictures = {"crop": crop, "short_side": short_side}
+    try:
+        _pictures(pictures)
+    except CheckpointError as error:
+        raise ValueError(f"a network that {error}") from error
     return {
         "format": kind,
         "format_version": _VERSION,
@@ -178,6 +227,7 @@ def _header(kind: str, network: Network, classes: Sequence[str] | None) -> dict[
         "streams": list(network.streams),
         "temporal_padding": network.temporal_padding if isinstance(network, I3D) else "zero",
         "classes": None if classes is None else list(classes),
+        **pictures,
     }
 
 

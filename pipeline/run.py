@@ -14,7 +14,7 @@ from manifests.clip import Clip
 from manifests.files import in_bucket
 from manifests.index import Snapshot, published_keys, read_snapshot
 from manifests.lists import OWN_CLASSES, ListError, Listing, read_lists, reject_unknown_labels
-from manifests.sample import FlowCoding, RgbCoding, Specification, differences
+from manifests.sample import SHORT_SIDES, FlowCoding, RgbCoding, Specification, differences
 from manifests.storage import open_path
 from pipeline.archives import ArchiveSource, to_read
 from pipeline.fetch import FolderSource, Source, UrlSource, forget_refusals
@@ -28,7 +28,6 @@ from pipeline.runners import DATAFLOW, is_dataflow
 from pipeline.stored import DatasetSource, listing_of, snapshot_of
 
 KINETICS_CLASSES = "kinetics400"
-SHORT_SIDES = range(32, 1081, 2)
 
 
 class SpecificationChanged(ValueError):

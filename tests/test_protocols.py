@@ -106,9 +106,12 @@ def test_logits_are_averaged_over_views_and_added_by_weight(dataset, checkpoints
         for stream, answer in clip["streams"].items():
             assert answer["probability"] == pytest.approx(logits[stream].softmax(0).max().item(), abs=1e-5)
     assert found["protocol"] == {
-        "crop": CROP, "frames": None, "crops": crops, "flips": len(flips) == 2, "weights": weights, "precision": "fp32"
+        "crop": CROP, "short_side": 48, "frames": None, "crops": crops, "flips": len(flips) == 2, "weights": weights,
+        "precision": "fp32",
     }  # fmt: skip
-    assert ("3 crops of 32 pixels, frames: all, with flips, 0.5 x rgb + 2 x flow, fp32" in said) == (crops == 3)
+    assert ("3 crops of 32 pixels of short side 48, frames: all, with flips, 0.5 x rgb + 2 x flow, fp32" in said) == (
+        crops == 3
+    )
 
 
 def mirrored_pixels(pixels, stream):

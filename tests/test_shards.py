@@ -214,6 +214,8 @@ def test_specifications_come_back_and_are_told_apart():
         specification_from_json({**one.to_json(), "format_version": 9})
     with pytest.raises(FormatError, match="not a specification"):
         specification_from_json({**one.to_json(), "colour": "red"})
+    with pytest.raises(FormatError, match="short side '256', not an even number"):
+        specification_from_json({**one.to_json(), "rgb": {"short_side": "256"}})
 
 
 def test_files_are_whole_or_as_they_were(tmp_path):

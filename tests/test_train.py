@@ -240,6 +240,8 @@ def test_tars_are_trained_on_where_each_class_has_a_sample(demo, train, tmp_path
     train("--steps", 2)
     train("--steps", 2, "--shards", f"{tar.parent}/*.tar", output=tmp_path / "tars")
     assert losses(tmp_path / "tars") == losses(tmp_path / "run")
+    found = [load_checkpoint(tmp_path / run / "model.pt") for run in ("run", "tars")]
+    assert [(one.crop, one.short_side) for one in found] == [(32, 48), (32, None)]
     classes = open_samples(str(demo), "train").classes
     assert open_samples(str(tar), "train").classes == classes
 
@@ -259,11 +261,18 @@ def test_bad_words(demo, train, tmp_path):
     assert "no sample of split 'test'; there are train, val" in train("--steps", 1, "--split", "test", status=1)
     assert "several splits (train, val): choose one" in train("--steps", 1, split=(), status=1)
     assert "no dataset is published there" in train("--steps", 1, "--shards", tmp_path, status=1)
-    said = train("--steps", 9, "--crop", 64, "--max-bad", 3, output=tmp_path / "e", status=1)
+    tars = ("--shards", f"{demo}/shards/train/*.tar")  # whose short side nobody knows before
+    for where in ((), (*tars, "--val-shards", demo, "--val-split", "val")):
+        said = train("--steps", 9, "--crop", 64, *where, output=tmp_path / "large", status=1)
+        assert f"{demo}: stored short side 48 is smaller than --crop 64: give --crop 48" in said
+    said = train("--steps", 9, "--crop", 112, "--model", "c3d", output=tmp_path / "large", status=1)
+    assert "smaller than --crop 112: --model c3d sees 112 pixels at least" in said
+    assert not (tmp_path / "large").exists()
+    said = train("--steps", 9, "--crop", 64, *tars, "--max-bad", 3, output=tmp_path / "e", status=1)
     assert re.search(
         r"\d samples are bad, more than --max-bad 3; .*pictures of 48x48 are smaller than the crop of 64x64", said
     )
-    said = train("--steps", 9, "--crop", 64, output=tmp_path / "f", status=1)
+    said = train("--steps", 9, "--crop", 64, *tars, output=tmp_path / "f", status=1)
     assert re.search(r"none of the 8 clips can be used; .*pictures of 48x48 are smaller", said)
     assert "--epochs 1e+30 are" in train("--epochs", 1e30, output=tmp_path / "b", status=1)
     assert "33 is odd, and colour is stored for 2x2 pixels" in train(

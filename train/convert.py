@@ -18,6 +18,7 @@ from model import (
     save_safetensors,
 )
 from train.evaluate import classes_of
+from train.picture_size import trained_on
 from train.stream import Inputs, streams_of
 
 SUFFIX = ".safetensors"
@@ -54,16 +55,17 @@ def convert_command(
         if (model is None) != (stream is None) or (model is not None and classes is None):
             raise ValueError("--model, --stream and --classes belong together; --classes may also stand alone")
         torch.manual_seed(0)  # of new layers: equal input gives equal bytes
-        names = None
+        names, crop, short_side = None, None, None
         if model is not None and stream is not None and classes is not None:
             network = _begun(source, model, stream, classes)
         else:
             checkpoint = load_checkpoint(source)
+            crop, short_side = trained_on(checkpoint)
             if classes is not None:
                 checkpoint = checkpoint.with_new_head(classes)
             named = classes_of(checkpoint) if classes is None else None
             network, names = checkpoint.network(), named.labels if named else None
-        save_safetensors(target, network, names)
+        save_safetensors(target, network, names, crop=crop, short_side=short_side)
     except (CheckpointError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     click.echo(f"{target}: {network.architecture} of {' and '.join(network.streams)}, {network.num_classes} classes")

@@ -21,15 +21,16 @@ from train.hold_out import hold_out
 from train.options import (
     BOTH_OPTION,
     CONTEXT,
-    CROP_OPTION,
     CROPS_OPTION,
     FLIPS_OPTION,
     FLOW_OPTION,
     HELD_OUT_SHARE,
     PRECISION_OPTION,
     RGB_OPTION,
+    TESTED_CROP_OPTION,
     check_outputs,
 )
+from train.picture_size import crop_to_show, warn_of_others
 from train.run import Precision
 from train.scores import MEASURES, summary
 from train.stream import Inputs, open_samples, trainable_samples
@@ -64,7 +65,7 @@ def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dic
 @RGB_OPTION
 @FLOW_OPTION
 @BOTH_OPTION
-@CROP_OPTION
+@TESTED_CROP_OPTION
 @CROPS_OPTION
 @FLIPS_OPTION
 @click.option(
@@ -84,6 +85,7 @@ def evaluate_command(
     rgb: Path | None,
     flow: Path | None,
     both: Path | None,
+    crop: int | None,
     json_file: Path | None,
     precision: Precision,
     **protocol: Any,
@@ -92,14 +94,15 @@ def evaluate_command(
 
     Each is tested as in the paper: I3D on a clip at once, the others window by window.
 
+    Pictures other than a network was trained on are said on stderr; networks of several crops want --crop.
+
     A checkpoint is a run's file, the prefix of a TensorFlow checkpoint, or a file of one of the PyTorch ports.
 
     Example: i3d-eval --shards k400 --split val --rgb rgb_scratch/model.ckpt --json result.json
     """
     try:
-        how = Protocol(**protocol)
         given: dict[Inputs, Path | None] = {"rgb": rgb, "flow": flow, "both": both}
-        _require_all_given(how.weights, given)
+        _require_all_given(protocol["weights"], given)
         if json_file is not None:
             check_outputs({"--json": json_file.resolve()}, given)
         samples = open_samples(shards, split)
@@ -109,6 +112,8 @@ def evaluate_command(
         if flow is not None or both is not None:
             samples.require_one_flow()
         streams = load_streams(given, samples.classes, precision=precision)
+        how = Protocol(crop_to_show(streams.checkpoints, crop), **protocol)
+        warn_of_others(streams.checkpoints, samples.short_side)
         console = Console(file=sys.stderr)
         found_by_clip = require_good(evaluate(samples, streams, how))
         quiet = not console.is_terminal
@@ -177,7 +182,8 @@ def _counted(reasons: Mapping[str, int]) -> str:
 
 def _protocol_in_words(protocol: dict[str, Any]) -> str:
     crops = "centre crop" if protocol["crops"] == 1 else f"{protocol['crops']} crops"
-    parts = [f"{crops} of {protocol['crop']} pixels", f"frames: {protocol['frames'] or 'all'}"]
+    side = f" of short side {protocol['short_side']}" if protocol["short_side"] is not None else ""
+    parts = [f"{crops} of {protocol['crop']} pixels{side}", f"frames: {protocol['frames'] or 'all'}"]
     parts += ["with flips"] if protocol["flips"] else []
     weights = protocol["weights"]
     parts += [" + ".join(f"{number:g} x {name}" for name, number in weights.items())] if len(weights) > 1 else []

@@ -122,8 +122,7 @@ def classes_of(checkpoint: Checkpoint) -> ClassList | None:
         CheckpointError: names that are none.
     """
     if checkpoint.classes is None:
-        ours = checkpoint.format in ("run", "safetensors")
-        return None if ours else published_of_size(checkpoint.num_classes)
+        return None if checkpoint.is_own else published_of_size(checkpoint.num_classes)
     try:
         return ClassList("checkpoint", checkpoint.classes)
     except ValueError as error:

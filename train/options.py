@@ -17,8 +17,8 @@ from train.stream import Inputs
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _even(_: click.Context, option: click.Parameter, pixels: int) -> int:
-    if pixels % 2:
+def _even(_: click.Context, option: click.Parameter, pixels: int | None) -> int | None:
+    if pixels is not None and pixels % 2:
         raise click.BadParameter(f"{pixels} is odd, and colour is stored for 2x2 pixels", param=option)
     return pixels
 
@@ -65,9 +65,10 @@ def _is_of(path: Path, checkpoint: Path) -> bool:
 RGB_OPTION = click.option("--rgb", type=click.Path(path_type=Path), help="Checkpoint of the RGB stream.")
 FLOW_OPTION = click.option("--flow", type=click.Path(path_type=Path), help="Checkpoint of the flow stream.")
 BOTH_OPTION = click.option("--both", type=click.Path(path_type=Path), help="Checkpoint of a network that sees both.")
+_CROP = click.IntRange(MINIMUM_SIDE, 1080)
 CROP_OPTION = click.option(
     "--crop",
-    type=click.IntRange(MINIMUM_SIDE, 1080),
+    type=_CROP,
     callback=_even,
     default=CROP_PIXELS,
     show_default=True,
@@ -82,6 +83,12 @@ CROPS_OPTION = click.option(
 )
 FLIPS_OPTION = click.option(
     "--flips", is_flag=True, help="Test on the mirrored clip, too, averaged; not where left and right differ."
+)
+TESTED_CROP_OPTION = click.option(
+    "--crop",
+    type=_CROP,
+    callback=_even,
+    help=f"Side in pixels, even.  [default: what the networks were trained with, else {CROP_PIXELS}]",
 )
 HELD_OUT_SHARE = FiniteRange(0, LARGEST_SHARE, min_open=True)
 PRECISION_OPTION = click.option(

@@ -12,7 +12,7 @@ import click
 
 from manifests.clip import check_times, printable
 from manifests.page import Html
-from manifests.sample import FRAME_RATE, RgbCoding
+from manifests.sample import FRAME_RATE
 from model import I3D, CheckpointError, Stream
 from model.chunks import ENDPOINTS
 from model.inception import MINIMUM_SIDE
@@ -21,14 +21,15 @@ from train.evaluate import Streams, load_streams
 from train.options import (
     BOTH_OPTION,
     CONTEXT,
-    CROP_OPTION,
     FLOW_OPTION,
     PRECISION_OPTION,
     RGB_OPTION,
+    TESTED_CROP_OPTION,
     FiniteRange,
     check_outputs,
 )
 from train.over_time import rounded, stretches
+from train.picture_size import RELEASED_SHORT_SIDE, PictureSize, size_to_show
 from train.predict import Prediction, predict, write_features
 from train.predict_page import video_section, write_predictions
 from train.predict_video import write_video
@@ -48,8 +49,6 @@ class _Options:
 
     start: float
     end: float | None
-    crop: int
-    short_side: int
     top: int
     as_json: bool
     over_time: float | None
@@ -78,13 +77,12 @@ class _Options:
 @BOTH_OPTION
 @click.option("--start", type=FiniteRange(min=0), default=0.0, help="Seconds; by default the beginning.")
 @click.option("--end", type=FiniteRange(min=0), help="Seconds; by default the end.")
-@CROP_OPTION
+@TESTED_CROP_OPTION
 @click.option(
     "--short-side",
     type=click.IntRange(min=MINIMUM_SIDE),
-    default=RgbCoding().short_side,
-    show_default=True,
-    help="Pixels; that of the data the networks were trained on.",
+    help="Pixels that the shorter side of pictures is brought to.  "
+    f"[default: that of the data the networks were trained on, else {RELEASED_SHORT_SIDE}]",
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: a line a video, in order.")
@@ -126,13 +124,16 @@ def predict_command(
     rgb: Path | None,
     flow: Path | None,
     both: Path | None,
+    crop: int | None,
+    short_side: int | None,
     precision: Precision,
     **options: Any,
 ) -> None:
     """Say what happens in video files, in all videos of a folder, or at http:// and https:// URLs.
 
     A URL is a video's, or that of a page with one video that yt-dlp can read. The next videos are prepared while the
-    networks see one. What is wrong with a video is said in its place, and the others go on; the exit status is 1 then.
+    networks see one, in pictures as large as they were trained on; networks that disagree want --crop or --short-side.
+    What is wrong with a video is said in its place, and the others go on; the exit status is 1 then.
 
     Example: i3d-predict clip.mp4 --rgb rgb_scratch/model.ckpt --start 10 --end 20 --page clip.html
     """
@@ -145,19 +146,20 @@ def predict_command(
         for network in streams.networks.values():
             if wanted.features is not None and not isinstance(network, I3D):
                 raise ValueError(f"--features are of i3d, this network is {network.architecture}")
+        size = size_to_show(streams.checkpoints, crop, short_side)
         failed: list[tuple[str, VideoError]] = []
-        for name, told in _predictions(videos, streams, wanted):
+        for name, told in _predictions(videos, streams, size, wanted):
             if isinstance(told, VideoError):
                 failed.append((name, told))
                 _say_error(name, told, as_json=wanted.as_json)
             elif wanted.as_json:
-                click.echo(json.dumps({"video": name, **_as_json(told, streams)}, allow_nan=False))
+                told_as_json = {"video": name, **size._asdict(), **_as_json(told, streams)}
+                click.echo(json.dumps(told_as_json, allow_nan=False))
             else:
                 _say(name if len(videos) > 1 else None, told, streams)
         if wanted.page is not None:
-            write_predictions(
-                wanted.page.resolve(), wanted.sections, len(videos) - len(failed), failed, streams.checkpoints
-            )
+            predicted = len(videos) - len(failed)
+            write_predictions(wanted.page.resolve(), wanted.sections, predicted, failed, streams.checkpoints, size)
     except (CheckpointError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     if failed:
@@ -167,11 +169,6 @@ def predict_command(
 def _check(wanted: _Options, videos: Sequence[Video], given: Mapping[Inputs, Path | None]) -> None:
     """Raise ValueError or OSError, before any work, for what cannot be had."""
     check_times(wanted.start, wanted.end)
-    if wanted.crop > wanted.short_side:
-        raise ValueError(
-            f"pictures of short side {wanted.short_side} are smaller than the crop of {wanted.crop}x{wanted.crop} "
-            "(--crop)"
-        )
     if wanted.endpoint is not None and wanted.features is None:
         raise ValueError(f"--endpoint {wanted.endpoint} wants --features: name a file for them")
     for option in ("--video", "--features"):
@@ -185,7 +182,7 @@ def _check(wanted: _Options, videos: Sequence[Video], given: Mapping[Inputs, Pat
 
 
 def _predictions(
-    videos: Sequence[Video], streams: Streams, wanted: _Options
+    videos: Sequence[Video], streams: Streams, size: PictureSize, wanted: _Options
 ) -> Iterator[tuple[str, Prediction | VideoError]]:
     """What is said of each video; files of it are written."""
     workers, threads = workers_for(len(videos))
@@ -196,21 +193,24 @@ def _predictions(
             with_flow="flow" in streams.seen or wanted.video is not None,
             start_seconds=wanted.start,
             end_seconds=wanted.end,
-            short_side=wanted.short_side,
+            short_side=size.short_side,
             threads=threads,
         )
         for video, stored in ahead(videos, work, workers):
-            told = stored if isinstance(stored, VideoError) else _predicted(name_of(video), stored, streams, wanted)
-            yield name_of(video), told
+            name = name_of(video)
+            if isinstance(stored, VideoError):
+                yield name, stored
+            else:
+                yield name, _predicted(name, stored, streams, size.crop, wanted)
 
 
 def _predicted(
-    name: str, stored: Mapping[Stream, StoredStream], streams: Streams, wanted: _Options
+    name: str, stored: Mapping[Stream, StoredStream], streams: Streams, crop: int, wanted: _Options
 ) -> Prediction | VideoError:
     endpoint = (wanted.endpoint or I3D.ENDPOINTS[-1]) if wanted.features is not None else None
     labels = streams.classes.labels
     try:
-        found = predict(stored, streams, wanted.start, wanted.top, wanted.crop, endpoint, wanted.window_seconds)
+        found = predict(stored, streams, wanted.start, wanted.top, crop, endpoint, wanted.window_seconds)
         if wanted.page is not None and len(wanted.sections) < VIDEOS_SHOWN:
             wanted.sections.append(video_section(name, found, stored, labels))
         if wanted.video is not None:

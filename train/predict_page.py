@@ -15,6 +15,7 @@ from manifests.sample import FRAME_RATE
 from model import Checkpoint, Stream
 from pipeline.video import VideoError, luma_pictures, rgb_pictures
 from train.over_time import OverTime, stretches
+from train.picture_size import PictureSize
 from train.pictures import FLOW_SCALE_PIXELS, LEGEND_PIXELS, encoded
 from train.predict import Prediction
 from train.report import CURVES, line_chart, thinned
@@ -32,6 +33,7 @@ def write_predictions(
     predicted: int,
     failed: Sequence[tuple[str, VideoError]],
     checkpoints: Mapping[Inputs, Checkpoint],
+    size: PictureSize,
 ) -> None:
     """Write the page.
 
@@ -41,6 +43,7 @@ def write_predictions(
         predicted: how many videos there were, of which the sections may show only the first.
         failed: names of further ones, and what is wrong with each.
         checkpoints: of the networks, by what they see.
+        size: of the pictures that they were shown.
 
     Raises:
         OSError: it cannot be written.
@@ -59,6 +62,7 @@ def write_predictions(
         for name, sha256 in checkpoint.sha256.items()
     ]
     parts.append(Html(f"<h2>Networks</h2>{table(('Sees', 'Architecture', 'Format', 'File', 'SHA-256'), networks)}"))
+    parts.append(Html(f"<p>Shown: squares of {size.crop} pixels from pictures of short side {size.short_side}.</p>"))
     wheel = encoded(".png", colour_legend(LEGEND_PIXELS))
     words = f"Flow: hue is direction, saturation is speed; the rim is {FLOW_SCALE_PIXELS:g} pixels a frame."
     parts.append(figure(wheel, "image/png", LEGEND_PIXELS, LEGEND_PIXELS, "Colour wheel", words))

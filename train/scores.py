@@ -64,6 +64,7 @@ def summary(
         "clip_list": clip_list([result.key for result in results], missing),
         "protocol": {
             "crop": protocol.crop,
+            "short_side": samples.short_side,
             "frames": protocol.frames,
             "crops": protocol.crops,
             "flips": protocol.flips,

@@ -130,6 +130,7 @@ def _task(options: Options, ranks: Ranks) -> tuple[Task, Checkpoint | None]:
     shards = pinned(folder, options.shards, "data") if options.resume == "auto" else options.shards
     samples = trainable_samples(open_samples(shards, options.split, cache), streams_of(options.stream))
     _require_room(samples)
+    _require_large_pictures(options, options.shards, samples)
     validation = _validation(options, folder, samples, cache)
     if options.hold_out is not None:
         samples, validation = hold_out(samples, options.hold_out)
@@ -173,6 +174,16 @@ def _require_room(samples: Samples) -> None:
             f"--cache-gigabytes {samples.cache.maximum_bytes / 1e9:g} is too little: training reads from "
             f"{2 * WINDOW_SHARDS} shards at a time, here up to {needed / 1e9:.3g} GB"
         )
+
+
+def _require_large_pictures(options: Options, shards: str, samples: Samples) -> None:
+    """Raise `ValueError` for stored pictures that are known to be smaller than the crop."""
+    side = samples.short_side
+    if side is None or side >= options.crop:
+        return
+    fitting = C3D_SIDE if options.model == "c3d" else side
+    remedy = f"give --crop {fitting}" if fitting <= side else f"--model c3d sees {C3D_SIDE} pixels at least"
+    raise ValueError(f"{shards}: stored short side {side} is smaller than --crop {options.crop}: {remedy}")
 
 
 def _speed_of_loading(task: Task) -> LoaderSpeed:
@@ -275,6 +286,7 @@ def _validation(options: Options, folder: Path, samples: Samples, cache: Cache |
         return None
     shards = pinned(folder, options.val_shards, "validation") if options.resume == "auto" else options.val_shards
     opened = open_samples(shards, options.val_split, cache)
+    _require_large_pictures(options, options.val_shards, opened)
     validation = trainable_samples(opened, streams_of(options.stream), "--val-split")
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")

@@ -160,8 +160,18 @@ def save(state: State, task: Task) -> None:
         "plateau": state.plateau.state_dict(),
     }
     path = checkpoint_path(task.folder, state.step)
-    save_run(path, state.network, task.classes.labels, training)
+    save_network(path, state.network, task, training)
     remove_old_checkpoints(task.folder)
+
+
+def save_network(path: Path, network: Network, task: Task, training: Mapping[str, object] | None = None) -> None:
+    """Write a run's file, which says what the network was trained on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    crop, short_side = task.configuration.crop, task.samples.short_side
+    save_run(path, network, task.classes.labels, training, crop=crop, short_side=short_side)
 
 
 def restore(state: State, path: Path) -> None:

@@ -122,6 +122,7 @@ class Samples:
         splits: that was asked for, else those of the samples, each once.
         flows: each `flow_meaning` there is, and whose it is.
         cache: where shards from afar are kept on this node.
+        short_side: of the stored pictures, in pixels; None for tars, which do not say.
     """
 
     records: np.ndarray
@@ -134,6 +135,7 @@ class Samples:
     splits: tuple[str | None, ...]
     flows: tuple[tuple[str, dict[str, Any]], ...]
     cache: Cache | None = None
+    short_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -270,7 +272,8 @@ def _of_dataset(place: str, name: str | None, split: str | None, cache: Cache | 
     flows = () if flow is None else ((str(folder), flow),)
     records, shard_of = table.in_order()
     named = snapshot.name, snapshot.sha256, place
-    return Samples(records, shard_of, tuple(files), snapshot.classes, *named, _unique(splits), flows, cache)
+    short_side = snapshot.specification.rgb.short_side
+    return Samples(records, shard_of, tuple(files), snapshot.classes, *named, _unique(splits), flows, cache, short_side)
 
 
 def _snapshot_of(folder: Path, name: str | None, afar: bool) -> Snapshot:

@@ -23,6 +23,7 @@ from train.decode import Crops
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
 from train.options import CONTEXT, CROPS_OPTION, FLIPS_OPTION, HELD_OUT_SHARE
+from train.picture_size import crop_to_show, warn_of_others
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
 from train.schedule import Schedule, rate_of_batch, schedule_steps
@@ -215,6 +216,8 @@ def transfer(asked: Asked) -> dict[str, Any]:
         test=identity(test),
     )
     if initial is not None and cell.setting == "fixed":
+        crop_to_show({asked.stream: initial}, cell.crop)  # which says where it was trained on another
+        warn_of_others({asked.stream: initial}, samples.short_side)
         fix = partial(_fix, asked, cell, initial, samples, validation)
         return run_cell(asked.output, cell, _programs(asked), fix)
     return run_cell(asked.output, cell, _programs(asked))
@@ -323,7 +326,8 @@ def _fix(
     softmax = train_softmax(clips, len(labels), _softmax_training(asked, cell, rate), on_validation)
     if softmax is None:
         raise RunError(f"the classifier diverged with the learning rate {rate:g}: give lower --rates")
-    save_run(asked.output / NETWORK, with_softmax(initial, softmax).network(), labels)
+    network = with_softmax(initial, softmax).network()
+    save_run(asked.output / NETWORK, network, labels, crop=cell.crop, short_side=samples.short_side)
     return candidates
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manifests.sample import FormatError
-from model import Stream, save_run
+from model import Stream
 from train.batch_norm import BATCHES, average_statistics, recompute_statistics
 from train.decode import network_inputs
 from train.evaluate import TOP, ClipResult, Protocol, Streams, evaluate
@@ -19,7 +19,7 @@ from train.log import Log
 from train.quarantine import Quarantine
 from train.ranks import Ranks
 from train.signals import Signals
-from train.state import REMEDY, NonFiniteLossError, State, Task
+from train.state import REMEDY, NonFiniteLossError, State, Task, save_network
 
 
 class Stopped(Exception):
@@ -67,7 +67,7 @@ def validate(state: State, task: Task, quarantine: Quarantine, signals: Signals,
     state.best_loss = min(loss, state.best_loss) if validation is not None else state.best_loss
     if ranks.first:
         for name in ("model.pt", "best.pt") if best else ("model.pt",):
-            save_run(task.folder / name, state.network, task.classes.labels)
+            save_network(task.folder / name, state.network, task)
     return {**values, "seconds": time.monotonic() - started}
 
 

@@ -112,7 +112,7 @@ def train(dataset: Path, name: str, folder: Path, seed: int) -> None:
 
 def test(output: Path, runs: dict[str, Path]) -> tuple[dict[str, object], dict[str, object]]:
     """Test both streams together, and the classifier of single frames; gives what `i3d-eval` found."""
-    data = ["--shards", output / "dataset", "--split", "val", "--crop", CROP_PIXELS]
+    data = ["--shards", output / "dataset", "--split", "val"]  # in pictures as the networks were trained on
     networks = ["--rgb", runs["rgb"] / "model.pt", "--flow", runs["flow"] / "model.pt"]
     both, single = output / "two-stream.json", output / "single-frame.json"
     run("i3d-eval", *data, *networks, "--json", both)
@@ -123,7 +123,6 @@ def test(output: Path, runs: dict[str, Path]) -> tuple[dict[str, object], dict[s
 def say_what_was_made(output: Path, page: Path, result: dict[str, object], example: Video) -> None:
     """The last words."""
     networks = f"--rgb {output}/runs/rgb/model.pt --flow {output}/runs/flow/model.pt"
-    size = f"--short-side {SHORT_SIDE_PIXELS} --crop {CROP_PIXELS}"
     times = f"--start {example.start_seconds} --end {example.end_seconds}"
     video = f"{output}/videos/{example.youtube_id}.mp4"
     print(
@@ -139,7 +138,7 @@ Done in {result["seconds"]:.0f} s. Made in {output}:
   runs/                 the trainings: networks, metrics, tensorboard
 
 Next, for example:
-  .venv/bin/i3d-predict {networks} {size} {times} -- {video}
+  .venv/bin/i3d-predict {networks} {times} -- {video}
   .venv/bin/tensorboard --logdir {output}/runs
   .venv/bin/kinetics-prep run --manifest MY_VIDEOS/ --output mine        (MY_VIDEOS/class/video.mp4)"""
     )
