@@ -248,8 +248,7 @@ def test_full_ft_with_a_validation_split_and_a_rate_that_diverges(trained_elsewh
     lists = ("--manifest", tmp_path / "list.csv", "--source", tmp_path, "--output", tmp_path / "data")
     command(main, "run", *lists, "--short-side", 32)
     data = ("--shards", tmp_path / "data", "--train-split", "train", "--test-split", "test", "--val-split", "val")
-    small = ("--batch-size", 2, "--crop", 32, "--workers", 0)
-    how = (*data, *small, "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
+    how = (*data, *SMALL, "--model", "two-stream", "--stream", "both", "--setting", "full-ft")
     launcher = "torchrun --nproc-per-node 2 --no-python"
     command(transfer_command, *how, "--init", trained_elsewhere, "--rates", "1e30,0.001", "--steps", 3,
             "--launcher", launcher, "--output", cell)  # fmt: skip
