@@ -265,7 +265,8 @@ def _cell(
             words = {"model": place.model, "stream": place.stream, "split": split, "output": output}
             networks = [Path(_filled(start, where, **words))]
             command += ["--init", str(networks[0])]
-        options = {name: value for name, value in options.items() if name != FUSION}
+        others = (FUSION, "launcher") if place.setting == "fixed" else (FUSION,)  # its features want no ranks
+        options = {name: value for name, value in options.items() if name not in others}
     command += _as_words(options)
     decides = {name: value for name, value in options.items() if name not in HOW}
     identity = json.dumps([place, split, asdict(dataset), data, start, decides], sort_keys=True)
