@@ -163,6 +163,8 @@ def test_fixed_knows_the_clips_that_it_was_trained_on(model, streams, tmp_path):
         found = result_of(tmp_path / str(rate))
         assert found["chosen"] == {"rate": rate, "hold_out": None, "candidates": []}
         assert found["top1"] == 1
+        network = load_checkpoint(tmp_path / str(rate) / "network.pt")
+        assert (network.crop, network.short_side) == (32, 48)
         inodes.append({file.stat().st_ino for file in folder.iterdir()})
     assert inodes[0] == inodes[1]
 
