@@ -201,18 +201,14 @@ def test_fixed_knows_the_clips_that_it_was_trained_on(model, streams, tmp_path):
         command(transfer_command, *fixed, "--features", folder, "--rates", rate, "--output", tmp_path / str(rate))
         found = result_of(tmp_path / str(rate))
         assert found["chosen"] == {"rate": rate, "hold_out": None, "candidates": []}
-<<<<<<< HEAD
         protocol = found["protocol"]
         assert (protocol["crops"], protocol["flips"], protocol["precision"]) == (3, True, "bf16")
         network, again = tmp_path / str(rate) / "network.pt", tmp_path / "again.json"
         data = ("--shards", golden.DATASET, "--split", "train", "--crop", 32, f"--{stream}", network)
         command(evaluate_command, *data, "--json", again)
         assert json.loads(again.read_text())["top1"] == 1
-=======
-        assert found["top1"] == 1
-        network = load_checkpoint(tmp_path / str(rate) / "network.pt")
-        assert (network.crop, network.short_side) == (32, 48)
->>>>>>> h4
+        found = load_checkpoint(network)
+        assert (found.crop, found.short_side) == (32, 48)
         inodes.append({file.stat().st_ino for file in folder.iterdir()})
     assert inodes[0] == inodes[1]
 
