@@ -97,6 +97,7 @@ def test_source_videos_by_name(key, video, source):
     assert source_video(key, video) == source
 
 
+@pytest.mark.slow
 def test_i3d_eval_tests_what_i3d_train_left_out(dataset, tmp_path):
     small = ("--stream", "rgb", "--batch-size", 4, "--frames", 9, "--crop", 32, "--workers", 0, "--lr", 0.001)
     run, found = tmp_path / "run", tmp_path / "found.json"

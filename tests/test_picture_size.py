@@ -70,6 +70,7 @@ def test_released_networks_are_of_the_papers_pictures():
     assert trained_on(Checkpoint({}, "i3d", ("rgb",), 400, "tensorflow", {})) == (224, 256)
 
 
+@pytest.mark.slow
 def test_videos_are_prepared_as_the_training_data(folder, video, tmp_path):
     def predicted(*arguments):
         result = command(predict_command, video, *arguments, "--json")

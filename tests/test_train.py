@@ -285,6 +285,7 @@ def test_bad_words(demo, train, tmp_path):
     assert "holds a network of rgb, one of flow was asked for" in said
 
 
+@pytest.mark.slow
 def test_shards_without_flow_or_labels(demo, train, tmp_path, make_video):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "aaaaaaaaaaa.mp4", size="64x64")
@@ -303,6 +304,7 @@ def test_shards_without_flow_or_labels(demo, train, tmp_path, make_video):
     assert "its classes are not those of the training data" in said
 
 
+@pytest.mark.slow
 def test_frames_longer_than_any_clip_loop(train, tmp_path):
     train("--steps", 1, "--frames", 40)
     assert len(losses(tmp_path / "run")) == 1
@@ -338,6 +340,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints_whole
     assert all(tensor.isfinite().all() for tensor in state.state_dict.values())
 
 
+@pytest.mark.slow
 def test_damaged_samples_or_checkpoints_are_named(demo, train, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(demo, copy)
@@ -364,6 +367,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew(train, tmp_path):
     assert len(losses(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_are_done_change_nothing(train, tmp_path):
     train("--steps", 2)
     before = (tmp_path / "run" / "model.pt").read_bytes()
@@ -427,6 +431,7 @@ def test_states_of_other_names_are_left_alone(train, tmp_path):
     assert "the state after 2 steps" in said
 
 
+@pytest.mark.slow
 def test_a_damaged_log_is_named_and_kept(train, tmp_path):
     train("--steps", 2)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -447,6 +452,7 @@ def test_weights_that_are_no_numbers_are_never_written(train, tmp_path):
     assert "'--hold-out': nan is not finite" in train("--steps", 1, "--hold-out", "nan", status=2)
 
 
+@pytest.mark.slow
 def test_initial_weights_keep_their_padding(train, tmp_path):
     save_run(tmp_path / "init.pt", I3D(4, 2, temporal_padding="replicate"), CLASSES[:4])
     train("--steps", 1, "--init", tmp_path / "init.pt")

@@ -156,6 +156,7 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_fixed_features_and_a_softmax(trained_elsewhere, tmp_path):
     cell = tmp_path / "cell"
     how = (*DATA, *SMALL, "--model", "two-stream", "--stream", "both", "--setting", "fixed", "--steps", 50)
