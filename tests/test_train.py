@@ -56,6 +56,7 @@ def train(demo, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_learns_by_heart_and_leaves_all_that_is_needed(demo, train, tmp_path):
     validation = ("--val-shards", demo, "--val-split", "val")
     said = train(*validation, "--steps", 24, "--evaluate-every", 8, "--batch-size", 4, "--lr", 0.0003, "--no-flip")
@@ -89,6 +90,7 @@ def test_a_run_learns_by_heart_and_leaves_all_that_is_needed(demo, train, tmp_pa
     assert same == (best == 24)
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_workers(train, tmp_path):
     for workers in (0, 2):
         train("--steps", 5, "--workers", workers, output=tmp_path / str(workers))
@@ -235,6 +237,7 @@ def test_initial_weights_and_their_head(demo, train, tmp_path):
         assert kept == (name == "same")
 
 
+@pytest.mark.slow
 def test_tars_are_trained_on_where_each_class_has_a_sample(demo, train, tmp_path):
     tar = next((demo / "shards" / "train").glob("*.tar"))
     train("--steps", 2)
