@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -44,6 +46,11 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing; yt-dlp reports what it could not fetch."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        """Send a file, unless a reader that has what it wanted hangs up."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().copyfile(source, outputfile)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
