@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shlex
 import sys
@@ -129,8 +130,10 @@ def with_net(
         downloads_per_minute: of this process, from each source.
 
     Raises:
-        ValueError: options for sources that are not there.
+        ValueError: options for sources that are not there, or a rate that is no finite number above 0.
     """
+    if downloads_per_minute is not None and not 0 < downloads_per_minute < math.inf:
+        raise ValueError(f"{downloads_per_minute} downloads a minute: want a finite number above 0")
     with_urls = [source for source in sources if isinstance(source, UrlSource)]
     if (proxies or downloads_per_minute) and not with_urls:
         raise ValueError("proxies and downloads a minute are for --source youtube or a URL, and there is none")

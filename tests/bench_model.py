@@ -133,7 +133,8 @@ def inference(network: I3D, plain: PlainI3D, clips: Tensor, *, compiled: bool) -
 
 def training(network: I3D, plain: PlainI3D, clips: Tensor, *, compiled: bool) -> Variants:
     """The loss of a training step on the same clips, each way: forward, backward, SGD with momentum."""
-    dtype = torch.bfloat16 if has_bf16(clips.device) else torch.float32
+    # As `i3d-train --precision auto` does it: not on CPUs, where torch's gradients are wrong.
+    dtype = torch.bfloat16 if clips.device.type == "cuda" and has_bf16(clips.device) else torch.float32
     ours, recomputing = (channels_last(copy.deepcopy(network)) for _ in range(2))
     recompute_activations(recomputing)
     networks = {

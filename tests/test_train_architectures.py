@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from model import load_checkpoint
@@ -89,6 +90,13 @@ def test_what_does_not_go_together(tmp_path):
     command(train_command, *DATA, *SMALL, "--model", "lstm", "--stream", "rgb", "--output", tmp_path / "lstm")
     begun = said("--stream", "rgb", "--model", "two-stream", "--init", tmp_path / "lstm" / "model.pt")
     assert "its architecture is lstm, --model two-stream was asked for" in begun
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about training on a CPU")
+def test_bf16_is_refused_on_cpus(tmp_path):
+    how = (*DATA, *SMALL, "--stream", "rgb", "--output", tmp_path / "run", "--precision", "bf16")
+    assert "--precision bf16 is for training on GPUs" in command(train_command, *how, status=1)
+    assert not (tmp_path / "run" / "model.pt").exists()
 
 
 @pytest.mark.slow

@@ -410,6 +410,9 @@ def test_options_go_to_the_sources_they_are_for(tmp_path):
         with_net([parse_source("https://example.org/{youtube_id}.mp4")], cookies=cookies)
     with pytest.raises(ValueError, match="and there is none"):
         with_net([parse_source(str(tmp_path))], downloads_per_minute=6)
+    for rate in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match="want a finite number above 0"):
+            with_net([parse_source("youtube")], downloads_per_minute=rate)
 
 
 PASSWORD = "pass-and-word"

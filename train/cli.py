@@ -108,7 +108,7 @@ from train.stream import Inputs
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="auto: bf16 where the processor multiplies it natively.",
+    help="auto: bf16 on GPUs that multiply it natively, else fp32.",
 )
 @click.option("--compile/--no-compile", default=False, show_default=True, help="Compile the network (torch.compile).")
 @click.option(
