@@ -16,6 +16,7 @@ from pipeline.cli import main
 from tests import golden
 from tests.networks import random_network
 from tests.test_benchmarks_lists import ucf, write
+from tests.test_ranks import damaged_copy
 from train.clip_list import clip_list, missing_clips
 from train.decode import MEMBER_OF, network_input, training_window, whole_clip, whole_clip_crops
 from train.eval_command import evaluate_command
@@ -229,7 +230,7 @@ def test_the_clips_of_a_result(dataset, checkpoints):
     keys = [sample.key for sample in open_samples(str(dataset), "test1")]
     assert found["clip_list"]["sha256"] == sha256(f"{keys[0]}\n".encode()).hexdigest()
     assert (found["clip_list"]["found"], found["split"]) == (1, "test1")
-    assert clip_list(["b", "a"], None)["sha256"] == sha256(b"a\nb\n").hexdigest()
+    assert clip_list(["b", "a"], [], None)["sha256"] == sha256(b"a\nb\n").hexdigest()
     assert missing_of(found) == [GONE_CLIP]
     assert found["clip_list"]["unplaced"] == ELSEWHERE
     snapshot = dataset / "snapshots" / found["snapshot"] / "snapshot.json"
@@ -239,6 +240,25 @@ def test_the_clips_of_a_result(dataset, checkpoints):
         assert found["checkpoints"][stream]["sha256"] == {f"{stream}.pt": sha256(content).hexdigest()}
     assert "split test1: 1 clips, 1 with a label; 1 of the list missing (missing 1)" in said
     assert "2 more of splits unknown (bad-row 1, withdrawn 1)" in said
+
+
+def test_clips_that_cannot_be_read_are_named_and_left_out(tmp_path):
+    """Up to --max-bad; the others are tested."""
+    keys = damaged_copy(tmp_path / "data", (0, 2), "val")
+    samples = open_samples(str(golden.DATASET), "val")
+    classes = samples.classes.labels
+    save_run(tmp_path / "flow.pt", random_network("i3d", ("flow",), len(classes)).eval(), classes)
+    how = ("--shards", tmp_path / "data", "--split", "val", "--flow", tmp_path / "flow.pt", "--crop", CROP)
+    said = command(evaluate_command, *how, "--json", tmp_path / "found.json", "--max-bad", 2)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [bad["key"] for bad in found["clip_list"]["unreadable"]] == keys
+    assert all("other bytes than the index says" in bad["message"] for bad in found["clip_list"]["unreadable"])
+    assert found["clip_list"]["found"] == len(found["clips"]) == len(samples) - 2
+    assert "; 2 could not be read; " in said
+    assert said.count("left out: ") == 2
+    assert "2 clips cannot be used, more than --max-bad 1: " in command(
+        evaluate_command, *how, "--max-bad", 1, status=1
+    )
 
 
 def test_missing_clips_of_other_splits(dataset, tmp_path):

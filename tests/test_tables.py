@@ -168,7 +168,7 @@ def evaluated(rgb, flow):
             {"label": "<c>", "clips_labelled": 1, "top1": 0.0},
         ],
         "clips": clips,
-        "clip_list": {"sha256": "0", "found": 3, "missing": []},
+        "clip_list": {"sha256": "0", "found": 3, "unreadable": [], "missing": []},
         "split": "val",
         "snapshot": "0001",
         "checkpoints": {},

@@ -12,7 +12,7 @@ from manifests.clip import printable
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError
 from model import Architecture, CheckpointError
-from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, FiniteRange
+from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, MAX_BAD_OPTION, FiniteRange
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
 from train.quarantine import TooManyBad
@@ -100,9 +100,7 @@ from train.stream import Inputs
 )
 @click.option("--evaluate-every", type=click.IntRange(min=1), help="Steps.  [default: an epoch, 100 at least]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
-@click.option(
-    "--max-bad", type=click.IntRange(min=0), default=10, show_default=True, help="Samples that may be unreadable."
-)
+@MAX_BAD_OPTION
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from manifests.index import LEDGER
 from manifests.sample import FormatError
 from train import remote
+from train.loader import Bad
 from train.stream import Samples
 
 REPEATED = "repeated-row"  # names a clip that stands elsewhere in the lists, so none is missing
@@ -37,21 +38,23 @@ class _Entry(NamedTuple):
     reason: str | None
 
 
-def clip_list(keys: Iterable[str], missing: Missing | None) -> dict[str, Any]:
+def clip_list(keys: Iterable[str], unreadable: Iterable[Bad], missing: Missing | None) -> dict[str, Any]:
     """What names a set of clips, as JSON values.
 
     Args:
         keys: of the clips that were tested.
+        unreadable: those that are there and cannot be used.
         missing: the others of the split; None where that is not known.
 
     Returns:
-        `sha256` of the sorted keys, each with a newline behind it; `found`, how many they are; `missing` and
-        `unplaced` of `Missing`, or None.
+        `sha256` of the sorted keys, each with a newline behind it; `found`, how many they are; `unreadable`,
+        `key`, `shard` and `message` each; `missing` and `unplaced` of `Missing`, or None.
     """
     found = sorted(keys)
     return {
         "sha256": hashlib.sha256("".join(f"{key}\n" for key in found).encode()).hexdigest(),
         "found": len(found),
+        "unreadable": [bad._asdict() for bad in unreadable],
         "missing": missing and missing.clips,
         "unplaced": missing and missing.unplaced,
     }

@@ -14,10 +14,12 @@ from rich.progress import track
 
 from manifests.clip import printable
 from manifests.files import write_file
+from manifests.sample import FormatError
 from model import CheckpointError
 from train.clip_list import missing_clips
-from train.evaluate import Protocol, evaluate, load_streams, require_good
+from train.evaluate import ClipResult, Protocol, Streams, evaluate, load_streams
 from train.hold_out import hold_out
+from train.loader import Bad
 from train.options import (
     BOTH_OPTION,
     CONTEXT,
@@ -25,6 +27,7 @@ from train.options import (
     FLIPS_OPTION,
     FLOW_OPTION,
     HELD_OUT_SHARE,
+    MAX_BAD_OPTION,
     PRECISION_OPTION,
     RGB_OPTION,
     TESTED_CROP_OPTION,
@@ -33,7 +36,7 @@ from train.options import (
 from train.picture_size import crop_to_show, warn_of_others
 from train.run import Precision
 from train.scores import MEASURES, summary
-from train.stream import Inputs, open_samples, trainable_samples
+from train.stream import Inputs, Samples, open_samples, trainable_samples
 
 CLIPS_SHOWN = 20
 LARGEST_WEIGHT = 1000.0  # of a network; beyond any use, and far from where logits would overflow
@@ -78,6 +81,7 @@ def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dic
 @click.option("--frames", type=click.IntRange(min=1), help="Only so many from the middle of each clip.  [default: all]")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @PRECISION_OPTION
+@MAX_BAD_OPTION
 def evaluate_command(
     shards: str,
     split: str | None,
@@ -88,6 +92,7 @@ def evaluate_command(
     crop: int | None,
     json_file: Path | None,
     precision: Precision,
+    max_bad: int,
     **protocol: Any,
 ) -> None:
     """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
@@ -114,19 +119,39 @@ def evaluate_command(
         streams = load_streams(given, samples.classes, precision=precision)
         how = Protocol(crop_to_show(streams.checkpoints, crop), **protocol)
         warn_of_others(streams.checkpoints, samples.short_side)
-        console = Console(file=sys.stderr)
-        found_by_clip = require_good(evaluate(samples, streams, how))
-        quiet = not console.is_terminal
-        results = list(
-            track(found_by_clip, "clips", total=len(samples), console=console, transient=True, disable=quiet)
-        )
-        found = {**summary(results, samples, streams, how, split, missing), "hold_out": share}
+        results, unreadable = _test(samples, streams, how, max_bad)
+        found = {**summary(results, unreadable, samples, streams, how, split, missing), "hold_out": share}
         if json_file is not None:
             words = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
             write_file(json_file.resolve(), words.encode() + b"\n")
     except (ValueError, CheckpointError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     _print_summary(found)
+
+
+def _test(samples: Samples, streams: Streams, how: Protocol, max_bad: int) -> tuple[list[ClipResult], list[Bad]]:
+    """What the networks say of each clip, and the clips that cannot be used, which are said on stderr, too.
+
+    Raises:
+        FormatError: more than `max_bad` of these, or all.
+    """
+    console = Console(file=sys.stderr)
+    found, quiet = evaluate(samples, streams, how), not console.is_terminal
+    results: list[ClipResult] = []
+    unreadable: list[Bad] = []
+    for result in track(found, "clips", total=len(samples), console=console, transient=True, disable=quiet):
+        if isinstance(result, ClipResult):
+            results.append(result)
+            continue
+        unreadable.append(result)
+        click.echo(f"left out: {printable(result.message)}", err=True)
+        if len(unreadable) > max_bad:
+            raise FormatError(
+                f"{len(unreadable)} clips cannot be used, more than --max-bad {max_bad}: {result.message}"
+            )
+    if unreadable and not results:
+        raise FormatError(f"none of the {len(samples)} clips can be used: {unreadable[-1].message}")
+    return results, unreadable
 
 
 def _require_all_given(weights: Mapping[str, float], given: Mapping[Inputs, Path | None]) -> None:
@@ -167,6 +192,7 @@ def _clips_in_words(found: dict[str, Any]) -> str:
     clips = found["clip_list"]
     place = f"snapshot {found['snapshot']}" if found["snapshot"] else "tars"
     told = f"{place}, split {found['split'] or '(all)'}: {clips['found']} clips, {found['clips_labelled']} with a label"
+    told += f"; {len(clips['unreadable'])} could not be read" if clips["unreadable"] else ""
     if clips["missing"] is None:
         return f"{told}; without a ledger, nobody knows what is missing"
     reasons = Counter(clip["reason"] or "in a later snapshot" for clip in clips["missing"])

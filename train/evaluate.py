@@ -1,6 +1,6 @@
 """Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,14 +180,6 @@ def evaluate(
             )
         logits = mean_logits(clip.crops, streams, protocol.flips)
         yield ClipResult(clip.sample.key, clip.label, index, logits, sum_of_streams(logits, protocol.weights))
-
-
-def require_good(results: Iterable[ClipResult | Bad]) -> Iterator[ClipResult]:
-    """The results; `FormatError` for the first clip that cannot be read or decoded."""
-    for result in results:
-        if isinstance(result, Bad):
-            raise FormatError(result.message)
-        yield result
 
 
 def mean_logits(crops: Mapping[Stream, Tensor], streams: Streams, flips: bool) -> dict[str, Tensor]:

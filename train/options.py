@@ -91,6 +91,9 @@ TESTED_CROP_OPTION = click.option(
     help=f"Side in pixels, even.  [default: what the networks were trained with, else {CROP_PIXELS}]",
 )
 HELD_OUT_SHARE = FiniteRange(0, LARGEST_SHARE, min_open=True)
+MAX_BAD_OPTION = click.option(
+    "--max-bad", type=click.IntRange(min=0), default=10, show_default=True, help="Samples that may be unreadable."
+)
 PRECISION_OPTION = click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from train.clip_list import Missing, clip_list
 from train.evaluate import TOP, ClipResult, Protocol, Streams, in_order, top_classes
+from train.loader import Bad
 from train.stream import Samples
 
 MEASURES = ("top1", f"top{TOP}", "mean_class_accuracy")
@@ -16,6 +17,7 @@ CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
 
 def summary(
     results: Sequence[ClipResult],
+    unreadable: Sequence[Bad],
     samples: Samples,
     streams: Streams,
     protocol: Protocol,
@@ -31,6 +33,7 @@ def summary(
 
     Args:
         results: of the clips that were tested.
+        unreadable: those that could not be.
         samples: where they are from.
         streams: the networks.
         protocol: what these were shown.
@@ -61,7 +64,7 @@ def summary(
         "split": split,
         "snapshot": samples.snapshot,
         "snapshot_sha256": samples.snapshot_sha256,
-        "clip_list": clip_list([result.key for result in results], missing),
+        "clip_list": clip_list([result.key for result in results], unreadable, missing),
         "protocol": {
             "crop": protocol.crop,
             "short_side": samples.short_side,

@@ -103,6 +103,7 @@ def _details(group: Results) -> Iterator[str]:
                 "mean over classes": percent(float(result["mean_class_accuracy"])),
                 "clips": int(clips["found"]),
                 "missing": missing,
+                "could not be read": str(len(clips["unreadable"])),
             }
         )
         yield (

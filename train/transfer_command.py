@@ -279,6 +279,7 @@ def _programs(asked: Asked) -> Programs:
     recipe = ("--recipe", RECIPE_OF[asked.setting])
     init = ("--init", str(asked.init)) if asked.init is not None else ()
     tested = ["--crop", str(_values(asked)["crop"]), "--crops", str(asked.crops)]
+    tested += ["--max-bad", str(asked.training["max_bad"])]
     tested += ["--flips"] if asked.flips else []
     if asked.training["precision"] != "auto":  # else in fp32, as i3d-train's own evaluations are
         tested += ["--precision", asked.training["precision"]]
