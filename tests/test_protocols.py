@@ -175,7 +175,7 @@ def test_scores_of_a_network_that_gives_one_answer(partial, tmp_path):
     assert np.array(found["confusion"]).sum() == found["clips_labelled"] == len(samples)
     assert found["top1"] == pytest.approx(counts[answer] / len(samples))
     assert found["mean_class_accuracy"] == pytest.approx(1 / len(counts))
-    assert found["bootstrap"] == {"confidence": 0.95, "resamples": 2000, "seed": 0}
+    assert found["bootstrap"] == {"confidence": 0.95, "resamples": 2000, "seed": 0, "videos": len(samples)}
     assert {clip["label"]: clip["top1"] for clip in found["per_class"]} == {
         labels[index]: float(index == answer) for index in counts
     }
@@ -207,14 +207,27 @@ def test_intervals_are_as_wide_as_chance_makes_them():
     labels = np.arange(2000) % 10
     # Seven tenths of the clips are right, half of the others among the first five; classes differ.
     places = np.where(np.arange(2000) % 20 < 14, 0, np.where(np.arange(2000) % 2, 3, 7))
-    found = intervals(places, labels)
-    assert found == intervals(places, labels)
+    videos = [f"video {number}" for number in range(2000)]
+    found = intervals(places, labels, videos)
+    assert found == intervals(places, labels, videos)
     for name, share in (("top1", 0.7), ("top5", 0.85)):
         half = 1.96 * (share * (1 - share) / 2000) ** 0.5
         assert found[name] == pytest.approx([share - half, share + half], abs=0.15 * half)
     # A class's share varies by its own clips: six classes are right every second time, four always.
     half = 1.96 * (6 * 0.25 / 200) ** 0.5 / 10
     assert found["mean_class_accuracy"] == pytest.approx([0.7 - half, 0.7 + half], abs=0.15 * half)
+
+
+def test_intervals_know_of_clips_of_one_video():
+    """Copies of a clip make no interval narrower, and one video tells of no other."""
+    labels = np.arange(500) % 10
+    places = np.where(np.arange(500) % 20 < 14, 0, 7)
+    videos = [f"video {number:03}" for number in range(500)]
+    once = intervals(places, labels, videos)
+    assert intervals(np.tile(places, 8), np.tile(labels, 8), videos * 8) == once
+    low, high = intervals(np.tile(places, 8), np.tile(labels, 8), [str(number) for number in range(4000)])["top1"]
+    assert once["top1"][1] - once["top1"][0] > 2 * (high - low)
+    assert intervals(places, labels, ["film"] * 500)["top1"] == [0, 1]
 
 
 def missing_of(found):

@@ -184,7 +184,9 @@ def _print_summary(found: dict[str, Any]) -> None:
         )
         click.echo(f"{name:<9}" + "".join(f"{text:<26}" for text in told).rstrip())
     how = found["bootstrap"]
-    click.echo(f"[{how['confidence']:.0%} intervals, bootstrap over clips, {how['resamples']} resamples]")
+    click.echo(
+        f"[{how['confidence']:.0%} intervals, bootstrap over {how['videos']} videos, {how['resamples']} resamples]"
+    )
 
 
 def _clips_in_words(found: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
     classes = samples.records["class_index"]
     labelled = np.flatnonzero(classes != NO_CLASS)
     groups: dict[str, list[int]] = defaultdict(list)
-    for number, name in zip(labelled.tolist(), _sources(samples.take(labelled)), strict=True):
+    for number, name in zip(labelled.tolist(), source_videos(samples.take(labelled)), strict=True):
         groups[name].append(number)
     class_of = classes.tolist()
     missing = (share * np.bincount(classes[labelled])).tolist()  # of each class, clips that are still to be held out
@@ -82,8 +82,13 @@ def source_video(key: str, video: str) -> str:
     return video
 
 
-def _sources(samples: Samples) -> Iterator[str]:
-    """The source video of each sample; metadata is read where the key does not tell."""
+def source_videos(samples: Samples) -> Iterator[str]:
+    """The source video of each sample; metadata is read where the key does not tell.
+
+    Raises:
+        FormatError: unreadable metadata.
+        OSError: a sample that cannot be reached.
+    """
 
     def name(sample: Sample) -> str:
         if _KINETICS_KEY.fullmatch(sample.key):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from train.clip_list import Missing, clip_list
 from train.evaluate import TOP, ClipResult, Protocol, Streams, in_order, top_classes
+from train.hold_out import source_videos
 from train.loader import Bad
 from train.stream import Samples
 
@@ -39,17 +40,23 @@ def summary(
         protocol: what these were shown.
         split: that was asked for.
         missing: what the split lacks; None where that is not known.
+
+    Raises:
+        FormatError: unreadable metadata.
+        OSError: a sample that cannot be reached.
     """
     scored = [result for result in results if result.class_index is not None]
     labels = np.array([result.class_index for result in scored], np.int64)
     classes = streams.classes.labels
     joint = ranks([result.joint for result in scored], labels)
+    number_of = {sample.key: number for number, sample in enumerate(samples)}
+    videos = list(source_videos(samples.take([number_of[result.key] for result in scored])))
     by_stream = {name: ranks([result.logits[name] for result in scored], labels) for name in streams.networks}
     return {
         "clips_labelled": len(scored),
-        **_with_intervals(joint, labels),
-        "streams": {name: _with_intervals(of_stream, labels) for name, of_stream in by_stream.items()},
-        "bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
+        **_with_intervals(joint, labels, videos),
+        "streams": {name: _with_intervals(of_stream, labels, videos) for name, of_stream in by_stream.items()},
+        "bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED, "videos": len(set(videos))},
         "per_class": [
             {
                 "label": classes[index],
@@ -110,28 +117,44 @@ def _tops(places: np.ndarray) -> dict[str, float | None]:
     return {f"top{k}": float((places < k).mean()) if len(places) else None for k in (1, TOP)}
 
 
-def measures(places: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """`MEASURES` of one clip at least, from the ranks of their classes, [N], and the classes, [N] int64."""
-    right = places < 1
-    clips = np.bincount(labels)
-    of_class = np.bincount(labels, weights=right)[clips > 0] / clips[clips > 0]
-    return float(right.mean()), float((places < TOP).mean()), float(of_class.mean())
+def measures(places: np.ndarray, labels: np.ndarray, times: np.ndarray | None = None) -> tuple[float, float, float]:
+    """`MEASURES` of one clip at least, from the ranks of their classes, [N], and the classes, [N] int64.
 
-
-def intervals(places: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
-    """The confidence interval, lowest and highest, of each of `MEASURES`: percentiles of the bootstrap over clips.
-
-    As many clips are drawn as there are, each any number of times. All networks that are tested on the same clips see
-    the same draws. The mean of classes is over those that were drawn.
+    Clips count as often as `times` says, [N]; once by default.
     """
+    counts = np.ones(len(places)) if times is None else times
+    right = counts * (places < 1)
+    of_classes = np.bincount(labels, counts)
+    of_class = np.bincount(labels, right)[of_classes > 0] / of_classes[of_classes > 0]
+    total = counts.sum()
+    return float(right.sum() / total), float((counts * (places < TOP)).sum() / total), float(of_class.mean())
+
+
+def intervals(places: np.ndarray, labels: np.ndarray, videos: Sequence[str]) -> dict[str, list[float]]:
+    """The confidence interval, lowest and highest, of each of `MEASURES`: percentiles of the bootstrap over videos.
+
+    Clips of one source video are alike, so that they are drawn together: as many videos as there are, each any number
+    of times. One video says nothing of others: from 0 to 1. All networks that are tested on the same clips see the
+    same draws. The mean of classes is over those that were drawn.
+
+    Args:
+        places: [N] ranks of the clips' classes.
+        labels: [N] int64 classes.
+        videos: the source video of each clip.
+    """
+    names, video_of = np.unique(videos, return_inverse=True)
+    if len(names) == 1:
+        return {name: [0.0, 1.0] for name in MEASURES}
     random = np.random.default_rng(SEED)
-    draws = (random.integers(len(places), size=len(places)) for _ in range(RESAMPLES))
-    found = np.array([measures(places[drawn], labels[drawn]) for drawn in draws])
+    draws = (random.integers(len(names), size=len(names)) for _ in range(RESAMPLES))
+    times = (np.bincount(drawn, minlength=len(names))[video_of] for drawn in draws)
+    found = np.array([measures(places, labels, some) for some in times])
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0).tolist()
     return {name: [low[place], high[place]] for place, name in enumerate(MEASURES)}
 
 
-def _with_intervals(places: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _with_intervals(places: np.ndarray, labels: np.ndarray, videos: Sequence[str]) -> dict[str, Any]:
     if not len(places):
         return {**dict.fromkeys(MEASURES), "intervals": None}
-    return {**dict(zip(MEASURES, measures(places, labels), strict=True)), "intervals": intervals(places, labels)}
+    found = dict(zip(MEASURES, measures(places, labels), strict=True))
+    return {**found, "intervals": intervals(places, labels, videos)}
