@@ -31,6 +31,7 @@ class Checkpoint:
         crop: side of the squares that it was trained on, in pixels; None where the file does not say, as in the
             released networks and their ports, which mean 224.
         short_side: of the stored pictures that these were cut from, in pixels; None as of `crop`, where 256 is meant.
+        hold_out: share of the training clips that it was not trained on; None where the file does not say, or none.
     """
 
     state_dict: dict[str, Tensor]
@@ -43,6 +44,7 @@ class Checkpoint:
     temporal_padding: TemporalPadding = "zero"
     crop: int | None = None
     short_side: int | None = None
+    hold_out: float | None = None
 
     @property
     def is_own(self) -> bool:

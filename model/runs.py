@@ -25,7 +25,7 @@ from model.layers import STREAM_CHANNELS, Architecture, Stream, TemporalPadding
 from model.tensor_files import named_in_errors, read_tensor_file, sha256_of, write_safetensors, write_torch
 from model.tensorflow_checkpoint import CheckpointError
 
-_VERSION = 3
+_VERSION = 4
 _KINDS: dict[str, Format] = {"quo-vadis-run": "run", "quo-vadis-network": "safetensors"}
 _ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 _PADDINGS: tuple[TemporalPadding, ...] = get_args(TemporalPadding)
@@ -42,6 +42,7 @@ def save_run(
     *,
     crop: int | None = None,
     short_side: int | None = None,
+    hold_out: float | None = None,
 ) -> None:
     """Writes a trained network to a file that `load_checkpoint` reads back.
 
@@ -54,12 +55,14 @@ def save_run(
         training: what a trainer needs to go on from here, tensors and plain values; `load_training` gives it back.
         crop: side of the squares that it was trained on, in pixels, even; None where that is unknown.
         short_side: of the stored pictures that these were cut from, in pixels, even; None where that is unknown.
+        hold_out: share of the training clips that it was not trained on; None where that is unknown, or none.
 
     Raises:
-        ValueError: if the classes contradict the network, or there are no such pictures.
+        ValueError: if the classes contradict the network, or there are no such pictures or shares.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    content = {**_header("quo-vadis-run", network, classes, crop, short_side), "model": _weights(network)}
+    header = _header("quo-vadis-run", network, classes, crop, short_side, hold_out)
+    content = {**header, "model": _weights(network)}
     if training is not None:
         content["training"] = dict(training)
     write_torch(Path(path), content)
@@ -72,6 +75,7 @@ def save_safetensors(
     *,
     crop: int | None = None,
     short_side: int | None = None,
+    hold_out: float | None = None,
 ) -> None:
     """Writes a network as safetensors: its weights, and as metadata what else `load_checkpoint` needs.
 
@@ -83,12 +87,14 @@ def save_safetensors(
         classes: the classes' names in the order of the logits, or None if they have none.
         crop: as of `save_run`.
         short_side: as of `save_run`.
+        hold_out: as of `save_run`.
 
     Raises:
         ValueError: as `save_run`.
         OSError: if the file cannot be written; nothing is left behind.
     """
-    write_safetensors(Path(path), _weights(network), _header("quo-vadis-network", network, classes, crop, short_side))
+    header = _header("quo-vadis-network", network, classes, crop, short_side, hold_out)
+    write_safetensors(Path(path), _weights(network), header)
 
 
 def load_training(path: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
@@ -147,6 +153,7 @@ def own_checkpoint(file: Path, content: Mapping[Any, object]) -> Checkpoint:
         padding,
         crop,
         short_side,
+        _share(content),
     )
 
 
@@ -208,16 +215,30 @@ def _pictures(content: Mapping[Any, object]) -> tuple[int | None, int | None]:
     return crop, short_side
 
 
+def _share(content: Mapping[Any, object]) -> float | None:
+    """The share of the training clips that a network was not trained on."""
+    share = content.get("hold_out")
+    if share is not None and not (isinstance(share, float) and 0 < share < 1):
+        raise CheckpointError(f"has the hold_out of type {type(share).__name__}, not a share between 0 and 1")
+    return share
+
+
 def _header(
-    kind: str, network: Network, classes: Sequence[str] | None, crop: int | None, short_side: int | None
+    kind: str,
+    network: Network,
+    classes: Sequence[str] | None,
+    crop: int | None,
+    short_side: int | None,
+    hold_out: float | None,
 ) -> dict[str, object]:
     if classes is not None and (len(classes) != network.num_classes or len(set(classes)) != len(classes)):
         raise ValueError(
             f"{len(classes)} classes, {len(set(classes))} of them different, for a network of {network.num_classes}"
         )
-    pictures = {"crop": crop, "short_side": short_side}
+    trained_on = {"crop": crop, "short_side": short_side, "hold_out": hold_out}
     try:
-        _pictures(pictures)
+        _pictures(trained_on)
+        _share(trained_on)
     except CheckpointError as error:
         raise ValueError(f"a network that {error}") from error
     return {
@@ -227,7 +248,7 @@ def _header(
         "streams": list(network.streams),
         "temporal_padding": network.temporal_padding if isinstance(network, I3D) else "zero",
         "classes": None if classes is None else list(classes),
-        **pictures,
+        **trained_on,
     }
 
 

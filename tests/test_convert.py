@@ -300,7 +300,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path, header: object, length: in
 def test_damaged_headers_are_errors_of_the_checkpoint(tmp_path: Path) -> None:
     """A thousand files, each a sound one with a few bytes of its header changed; none may crash or be believed."""
     sound = tmp_path / "sound.safetensors"
-    header = {"format": "quo-vadis-network", "format_version": 3, "architecture": "i3d", "streams": ["rgb"]}
+    header = {"format": "quo-vadis-network", "format_version": 4, "architecture": "i3d", "streams": ["rgb"]}
     save_file({"a": torch.zeros(2, 3), "b": torch.ones(5)}, sound, {"quo-vadis": json.dumps(header)})
     content = sound.read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0]
@@ -333,7 +333,7 @@ def test_tensors_that_do_not_fit_are_named(
     checkpoint = load_checkpoint(i3d_file)
     header = {
         "format": "quo-vadis-network",
-        "format_version": 3,
+        "format_version": 4,
         "architecture": "i3d",
         "streams": ["rgb"],
         "temporal_padding": "zero",

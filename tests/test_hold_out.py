@@ -106,10 +106,12 @@ def test_i3d_eval_tests_what_i3d_train_left_out(dataset, tmp_path):
     assert configuration["hold_out"] == 0.4
     assert (configuration["data"]["samples"], configuration["validation"]["samples"]) == (12, 8)
     network = ("--rgb", run / "model.pt", "--crop", 32, "--json", found)
-    command(evaluate_command, "--shards", dataset, "--hold-out", 0.4, *network)
+    assert "Warning" not in command(evaluate_command, "--shards", dataset, "--hold-out", 0.4, *network)
     tested = json.loads(found.read_text())
     assert [clip["key"] for clip in tested["clips"]] == keys(hold_out(open_samples(str(dataset)), 0.4)[1])
     assert tested["hold_out"] == 0.4
+    said = command(evaluate_command, "--shards", dataset, "--hold-out", 0.5, *network[:2])
+    assert "rgb was trained with --hold-out 0.4: if on this data, it knows some of the clips" in said
     assert tested["top1"] == read_metrics(run / "metrics.jsonl")[-1]["val_top1"]
     command(report_command, run, "-o", tmp_path / "page.html")
     assert "not shown" not in (tmp_path / "page.html").read_text()

@@ -278,9 +278,9 @@ def test_a_runs_file_comes_back(tmp_path: Path, stream: Stream, padding: str) ->
     channels = STREAM_CHANNELS[stream]
     network = random_network(channels, temporal_padding=padding)
     path = tmp_path / "best.pt"
-    save_run(path, network, CLASSES, crop=64, short_side=72)
+    save_run(path, network, CLASSES, crop=64, short_side=72, hold_out=0.2)
     checkpoint = load_checkpoint(path)
-    assert (checkpoint.crop, checkpoint.short_side) == (64, 72)
+    assert (checkpoint.crop, checkpoint.short_side, checkpoint.hold_out) == (64, 72, 0.2)
     assert (checkpoint.format, checkpoint.streams, checkpoint.num_classes) == ("run", (stream,), len(CLASSES))
     assert checkpoint.classes == tuple(CLASSES)
     assert checkpoint.temporal_padding == padding
@@ -296,13 +296,14 @@ def test_a_runs_file_is_what_was_agreed(run_file: Path, own: I3D) -> None:
     weights = content.pop("model")
     assert content == {
         "format": "quo-vadis-run",
-        "format_version": 3,
+        "format_version": 4,
         "architecture": "i3d",
         "streams": ["rgb"],
         "temporal_padding": "zero",
         "classes": CLASSES,
         "crop": None,
         "short_side": None,
+        "hold_out": None,
     }
     assert weights.keys() == own.state_dict().keys()
 
@@ -348,7 +349,7 @@ def test_what_contradicts_the_network_is_not_written(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "version 2; known are quo-vadis-run and quo-vadis-network, version 3"),
+        ({"format_version": 3}, "version 3; known are quo-vadis-run and quo-vadis-network, version 4"),
         ({"format": "other"}, "has format 'other'"),
         ({"architecture": "c4d"}, "architecture 'c4d', not one of"),
         ({"architecture": ["i3d"]}, "architecture of type list, not one of"),
@@ -362,6 +363,8 @@ def test_what_contradicts_the_network_is_not_written(
         ({"classes": [1, 2, 3, 4]}, "not a list of names"),
         ({"crop": 63}, "has the crop 63, not an even number of pixels from 32 to 1080"),
         ({"crop": 64.0}, "has the crop of type float"),
+        ({"hold_out": "0.2"}, "has the hold_out of type str, not a share between 0 and 1"),
+        ({"hold_out": 1.0}, "has the hold_out of type float, not a share"),
         ({"short_side": 10**9}, "has the short_side 1000000000, not an even number"),
         ({"crop": 224, "short_side": 64}, "has the crop 224, which is larger than its short_side 64"),
         ({"model": [1]}, "no state dict under 'model'"),

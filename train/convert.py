@@ -55,17 +55,17 @@ def convert_command(
         if (model is None) != (stream is None) or (model is not None and classes is None):
             raise ValueError("--model, --stream and --classes belong together; --classes may also stand alone")
         torch.manual_seed(0)  # of new layers: equal input gives equal bytes
-        names, crop, short_side = None, None, None
+        names, crop, short_side, share = None, None, None, None
         if model is not None and stream is not None and classes is not None:
             network = _begun(source, model, stream, classes)
         else:
             checkpoint = load_checkpoint(source)
-            crop, short_side = trained_on(checkpoint)
+            (crop, short_side), share = trained_on(checkpoint), checkpoint.hold_out
             if classes is not None:
                 checkpoint = checkpoint.with_new_head(classes)
             named = classes_of(checkpoint) if classes is None else None
             network, names = checkpoint.network(), named.labels if named else None
-        save_safetensors(target, network, names, crop=crop, short_side=short_side)
+        save_safetensors(target, network, names, crop=crop, short_side=short_side, hold_out=share)
     except (CheckpointError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     click.echo(f"{target}: {network.architecture} of {' and '.join(network.streams)}, {network.num_classes} classes")

@@ -119,6 +119,8 @@ def evaluate_command(
         streams = load_streams(given, samples.classes, precision=precision)
         how = Protocol(crop_to_show(streams.checkpoints, crop), **protocol)
         warn_of_others(streams.checkpoints, samples.short_side)
+        if share is not None:
+            _warn_of_known_clips(streams, share)
         results, unreadable = _test(samples, streams, how, max_bad)
         found = {**summary(results, unreadable, samples, streams, how, split, missing), "hold_out": share}
         if json_file is not None:
@@ -152,6 +154,15 @@ def _test(samples: Samples, streams: Streams, how: Protocol, max_bad: int) -> tu
     if unreadable and not results:
         raise FormatError(f"none of the {len(samples)} clips can be used: {unreadable[-1].message}")
     return results, unreadable
+
+
+def _warn_of_known_clips(streams: Streams, share: float) -> None:
+    """A line on stderr where networks may have been trained on clips that `share` holds out."""
+    for name, checkpoint in streams.checkpoints.items():
+        if checkpoint.is_own and checkpoint.hold_out != share:
+            held = f"with --hold-out {checkpoint.hold_out:g}" if checkpoint.hold_out else "without --hold-out"
+            said = f"{name} was trained {held}: if on this data, it knows some of the clips that it is tested on"
+            click.echo(f"Warning: {said}", err=True)
 
 
 def _require_all_given(weights: Mapping[str, float], given: Mapping[Inputs, Path | None]) -> None:

@@ -170,8 +170,15 @@ def save_network(path: Path, network: Network, task: Task, training: Mapping[str
     Raises:
         OSError: it cannot be written.
     """
-    crop, short_side = task.configuration.crop, task.samples.short_side
-    save_run(path, network, task.classes.labels, training, crop=crop, short_side=short_side)
+    save_run(
+        path,
+        network,
+        task.classes.labels,
+        training,
+        crop=task.configuration.crop,
+        short_side=task.samples.short_side,
+        hold_out=task.configuration.hold_out,
+    )
 
 
 def restore(state: State, path: Path) -> None:
