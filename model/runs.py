@@ -219,7 +219,9 @@ def _share(content: Mapping[Any, object]) -> float | None:
     """The share of the training clips that a network was not trained on."""
     share = content.get("hold_out")
     if share is not None and not (isinstance(share, float) and 0 < share < 1):
-        raise CheckpointError(f"has the hold_out of type {type(share).__name__}, not a share between 0 and 1")
+        raise CheckpointError(
+            f"has the hold_out {share if isinstance(share, float) else _shown(share)}, not a share between 0 and 1"
+        )
     return share
 
 

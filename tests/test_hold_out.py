@@ -13,8 +13,9 @@ from pipeline.cli import main
 from tests import golden
 from train.cli import report_command, train_command
 from train.eval_command import evaluate_command
-from train.hold_out import hold_out, source_video
+from train.hold_out import hold_out
 from train.log import read_metrics
+from train.source_video import source_video
 from train.stream import open_samples, read_json
 
 LABELS = ("Jump", "Run")
@@ -94,7 +95,8 @@ def test_a_share_that_is_at_most_half_a_video_is_refused(dataset):
     ],
 )
 def test_source_videos_by_name(key, video, source):
-    assert source_video(key, video) == source
+    assert source_video(key, {"source": {"video": video}}) == source
+    assert source_video("x", {}) == source_video("x", {"source": None}) == "x"
 
 
 @pytest.mark.slow
@@ -110,8 +112,9 @@ def test_i3d_eval_tests_what_i3d_train_left_out(dataset, tmp_path):
     tested = json.loads(found.read_text())
     assert [clip["key"] for clip in tested["clips"]] == keys(hold_out(open_samples(str(dataset)), 0.4)[1])
     assert tested["hold_out"] == 0.4
+    assert tested["bootstrap"]["videos"] == len(tested["clips"]) / CLIPS
     said = command(evaluate_command, "--shards", dataset, "--hold-out", 0.5, *network[:2])
-    assert "rgb was trained with --hold-out 0.4: if on this data, it knows some of the clips" in said
+    assert "rgb was trained with --hold-out 0.4: if on this data, it may know some of the clips" in said
     assert tested["top1"] == read_metrics(run / "metrics.jsonl")[-1]["val_top1"]
     command(report_command, run, "-o", tmp_path / "page.html")
     assert "not shown" not in (tmp_path / "page.html").read_text()

@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
     """Networks of one set of classes, trained on various pictures."""
     folder = tmp_path_factory.mktemp("networks")
     for name, (stream, crop, short_side) in TRAINED.items():
-        save_run(folder / name, random_network("i3d", (stream,), 4), CLASSES[:4], crop=crop, short_side=short_side)
+        trained_on = {"crop": crop, "short_side": short_side, "hold_out": 0.2}
+        save_run(folder / name, random_network("i3d", (stream,), 4), CLASSES[:4], **trained_on)
     return folder
 
 
@@ -100,4 +101,4 @@ def test_conversion_keeps_them(folder, tmp_path):
     for options in ((), ("--classes", 7)):
         command(convert_command, folder / "rgb.pt", tmp_path / "rgb.safetensors", *options)
         found = load_checkpoint(tmp_path / "rgb.safetensors")
-        assert (found.crop, found.short_side) == (32, 48)
+        assert (found.crop, found.short_side, found.hold_out) == (32, 48, 0.2)

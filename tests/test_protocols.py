@@ -272,6 +272,9 @@ def test_clips_that_cannot_be_read_are_named_and_left_out(tmp_path):
     assert "2 clips cannot be used, more than --max-bad 1: " in command(
         evaluate_command, *how, "--max-bad", 1, status=1
     )
+    damaged_copy(tmp_path / "worse", range(len(samples)), "val")
+    how = ("--shards", tmp_path / "worse", *how[2:])
+    assert "none of the 4 clips can be used: " in command(evaluate_command, *how, status=1)
 
 
 def test_missing_clips_of_other_splits(dataset, tmp_path):

@@ -175,10 +175,17 @@ def test_bf16_keeps_what_the_released_network_sees(shared: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="a CPU without bf16 units")
-@pytest.mark.xfail(strict=True, reason="torch's bf16 on CPUs: i3d-train refuses it; where this passes it need not")
-def test_gradients_of_weights_in_bf16_on_a_cpu() -> None:
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="torch's bf16 on CPUs: i3d-train refuses it; where this passes it need not",
+)
+def test_gradients_of_weights_in_bf16_on_a_cpu(request: pytest.FixtureRequest) -> None:
     """Of a 3D-ConvNet's third convolution, wrong with AMX, and of a short window's last ones, wrong without."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with several, AMX's are right now and then
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     for channels, outputs, *sizes in ((128, 256, 4, 28, 28), (160, 320, 2, 4, 4)):
         x, weight = torch.randn(2, channels, *sizes), torch.randn(outputs, channels, 3, 3, 3)
         y = torch.randn(2, outputs, *sizes)
@@ -189,4 +196,4 @@ def test_gradients_of_weights_in_bf16_on_a_cpu() -> None:
             assert taken.grad is not None
             gradients.append(taken.grad.float())
         wanted, found = gradients
-        assert (found - wanted).norm() < 0.05 * wanted.norm()
+        assert (found - wanted).norm() < 0.01 * wanted.norm()

@@ -199,11 +199,13 @@ def test_fixed_knows_the_clips_that_it_was_trained_on(model, streams, tmp_path):
     folder = tmp_path / "features"
     inodes = []
     for rate in (0.03, 0.01):
-        command(transfer_command, *fixed, "--features", folder, "--rates", rate, "--output", tmp_path / str(rate))
+        cell = ("--features", folder, "--rates", rate, "--output", tmp_path / str(rate))
+        said = command(transfer_command, *fixed, "--max-bad", 7, *cell)
         found = result_of(tmp_path / str(rate))
         assert found["chosen"] == {"rate": rate, "hold_out": None, "candidates": []}
         protocol = found["protocol"]
         assert (protocol["crops"], protocol["flips"], protocol["precision"]) == (3, True, "bf16")
+        assert "--max-bad 7 " in said
         network, again = tmp_path / str(rate) / "network.pt", tmp_path / "again.json"
         data = ("--shards", golden.DATASET, "--split", "train", "--crop", 32, f"--{stream}", network)
         command(evaluate_command, *data, "--json", again)

@@ -161,7 +161,7 @@ def _warn_of_known_clips(streams: Streams, share: float) -> None:
     for name, checkpoint in streams.checkpoints.items():
         if checkpoint.is_own and checkpoint.hold_out != share:
             held = f"with --hold-out {checkpoint.hold_out:g}" if checkpoint.hold_out else "without --hold-out"
-            said = f"{name} was trained {held}: if on this data, it knows some of the clips that it is tested on"
+            said = f"{name} was trained {held}: if on this data, it may know some of the clips that it is tested on"
             click.echo(f"Warning: {said}", err=True)
 
 
@@ -195,9 +195,8 @@ def _print_summary(found: dict[str, Any]) -> None:
         )
         click.echo(f"{name:<9}" + "".join(f"{text:<26}" for text in told).rstrip())
     how = found["bootstrap"]
-    click.echo(
-        f"[{how['confidence']:.0%} intervals, bootstrap over {how['videos']} videos, {how['resamples']} resamples]"
-    )
+    drawn = f"bootstrap over source videos ({how['videos']}), {how['resamples']} resamples"
+    click.echo(f"[{how['confidence']:.0%} intervals, {drawn}]")
 
 
 def _clips_in_words(found: dict[str, Any]) -> str:

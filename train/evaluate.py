@@ -75,11 +75,15 @@ PAPER = Protocol()
 
 @dataclass(frozen=True)
 class ClipResult:
-    """The logits of one clip: by network, and the weighted sum of all; [classes] each."""
+    """The logits of one clip: by network, and the weighted sum of all; [classes] each.
+
+    `video` is the source that the clip was cut from, by name.
+    """
 
     key: str
     label: str | None
     class_index: int | None
+    video: str
     logits: dict[str, Tensor]
     joint: Tensor
 
@@ -179,7 +183,8 @@ def evaluate(
                 f"{clip.sample.name}: class {index} with label {clip.label!r} is not in {streams.classes.name}"
             )
         logits = mean_logits(clip.crops, streams, protocol.flips)
-        yield ClipResult(clip.sample.key, clip.label, index, logits, sum_of_streams(logits, protocol.weights))
+        together = sum_of_streams(logits, protocol.weights)
+        yield ClipResult(clip.sample.key, clip.label, index, clip.video, logits, together)
 
 
 def mean_logits(crops: Mapping[Stream, Tensor], streams: Streams, flips: bool) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from pipeline.video import VideoError
 from train.clock import Clock
 from train.decode import MEMBER_OF, Crops, blank_window, training_window, whole_clip_crops
 from train.plan import Plan, Share, View
+from train.source_video import source_video
 from train.stream import Sample, Samples, read_json
 
 T = TypeVar("T")
@@ -49,11 +50,15 @@ class Batch(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A whole clip: pixels of each stream, [crops, T, rows, crop] uint8, and what its metadata says."""
+    """A whole clip: pixels of each stream, [crops, T, rows, crop] uint8, and what its metadata says.
+
+    `video` is the source that the clip was cut from, by name.
+    """
 
     sample: Sample
     label: str | None
     class_index: int | None
+    video: str
     crops: dict[Stream, Tensor]
 
     @property
@@ -173,7 +178,8 @@ class _WholeClips(Dataset):
         except (FormatError, VideoError, ValueError) as error:
             return _bad(sample, error)
         crops = {s: torch.from_numpy(pictures) for s, pictures in pixels.items()}
-        return Clip(sample, metadata["label"], metadata["class_index"], crops)
+        video = source_video(sample.key, metadata)
+        return Clip(sample, metadata["label"], metadata["class_index"], video, crops)
 
     def _middle(self, sample: Sample) -> range | None:
         """The pictures that are wanted of a clip, the same of all streams."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from train.clip_list import Missing, clip_list
 from train.evaluate import TOP, ClipResult, Protocol, Streams, in_order, top_classes
-from train.hold_out import source_videos
 from train.loader import Bad
 from train.stream import Samples
 
@@ -40,17 +39,12 @@ def summary(
         protocol: what these were shown.
         split: that was asked for.
         missing: what the split lacks; None where that is not known.
-
-    Raises:
-        FormatError: unreadable metadata.
-        OSError: a sample that cannot be reached.
     """
     scored = [result for result in results if result.class_index is not None]
     labels = np.array([result.class_index for result in scored], np.int64)
     classes = streams.classes.labels
     joint = ranks([result.joint for result in scored], labels)
-    number_of = {sample.key: number for number, sample in enumerate(samples)}
-    videos = list(source_videos(samples.take([number_of[result.key] for result in scored])))
+    videos = [result.video for result in scored]
     by_stream = {name: ranks([result.logits[name] for result in scored], labels) for name in streams.networks}
     return {
         "clips_labelled": len(scored),
