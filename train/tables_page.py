@@ -150,7 +150,9 @@ def _provenance(result: Mapping[str, Any]) -> str:
     }
     if "chosen" in result:
         rows["rate"] = result["chosen"]["rate"]
-        rows |= {f"rate {some['rate']:g} on validation": some["val_top1"] for some in result["chosen"]["candidates"]}
+        rows |= {
+            f"rate {some['rate']:g}, loss on validation": some["val_loss"] for some in result["chosen"]["candidates"]
+        }
     told = [(name, printable("–" if value is None else _words(value))) for name, value in rows.items()]
     return "<h3>Of what</h3>" + table(("", ""), told)
 
