@@ -256,7 +256,7 @@ def test_the_clips_of_a_result(dataset, checkpoints):
 
 
 def test_clips_that_cannot_be_read_are_named_and_left_out(tmp_path):
-    """Up to --max-bad; the others are tested."""
+    """Up to --max-bad; the others are tested, with the same results whatever the number of workers."""
     keys = damaged_copy(tmp_path / "data", (0, 2), "val")
     samples = open_samples(str(golden.DATASET), "val")
     classes = samples.classes.labels
@@ -269,6 +269,9 @@ def test_clips_that_cannot_be_read_are_named_and_left_out(tmp_path):
     assert found["clip_list"]["found"] == len(found["clips"]) == len(samples) - 2
     assert "; 2 could not be read; " in said
     assert said.count("left out: ") == 2
+    for workers in (0, 3):
+        command(evaluate_command, *how, "--json", tmp_path / "other.json", "--workers", workers)
+        assert json.loads((tmp_path / "other.json").read_text()) == found
     assert "2 clips cannot be used, more than --max-bad 1: " in command(
         evaluate_command, *how, "--max-bad", 1, status=1
     )

@@ -51,7 +51,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TESTING = ("crop", "crops", "flips", "max-bad")  # the options of i3d-transfer that i3d-eval takes, too
+TESTING = ("crop", "crops", "flips", "max-bad", "workers")  # the options of i3d-transfer that i3d-eval takes, too
 FUSION = "fusion-weights"  # of two networks that are tested together, so of i3d-eval alone
 # Options that change how a cell is come by, not what it is.
 HOW = (

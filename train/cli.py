@@ -12,7 +12,7 @@ from manifests.clip import printable
 from manifests.lease import LeaseHeld
 from manifests.sample import FormatError
 from model import Architecture, CheckpointError
-from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, MAX_BAD_OPTION, FiniteRange
+from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, MAX_BAD_OPTION, WORKERS_OPTION, FiniteRange
 from train.page import read_runs, write_page
 from train.pictures import clip_figures
 from train.quarantine import TooManyBad
@@ -116,7 +116,7 @@ from train.stream import Inputs
     help="Compute layers anew for the backward pass: a third more time, a fraction of the memory.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that decode.  [default: cores − 1, at most 8]")
+@WORKERS_OPTION
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),

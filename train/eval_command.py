@@ -19,7 +19,7 @@ from model import CheckpointError
 from train.clip_list import missing_clips
 from train.evaluate import ClipResult, Protocol, Streams, evaluate, load_streams
 from train.hold_out import hold_out
-from train.loader import Bad
+from train.loader import Bad, decoding_processes, naming_dead_workers
 from train.options import (
     BOTH_OPTION,
     CONTEXT,
@@ -31,6 +31,7 @@ from train.options import (
     PRECISION_OPTION,
     RGB_OPTION,
     TESTED_CROP_OPTION,
+    WORKERS_OPTION,
     check_outputs,
 )
 from train.picture_size import crop_to_show, warn_of_others
@@ -82,6 +83,7 @@ def _weights(_: click.Context, option: click.Parameter, text: str | None) -> dic
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @PRECISION_OPTION
 @MAX_BAD_OPTION
+@WORKERS_OPTION
 def evaluate_command(
     shards: str,
     split: str | None,
@@ -93,6 +95,7 @@ def evaluate_command(
     json_file: Path | None,
     precision: Precision,
     max_bad: int,
+    workers: int | None,
     **protocol: Any,
 ) -> None:
     """Evaluate networks on whole clips: centre crop, logits averaged over time, those of several networks added.
@@ -121,7 +124,8 @@ def evaluate_command(
         warn_of_others(streams.checkpoints, samples.short_side)
         if share is not None:
             _warn_of_known_clips(streams, share)
-        results, unreadable = _test(samples, streams, how, max_bad)
+        with naming_dead_workers():
+            results, unreadable = _test(samples, streams, how, max_bad, decoding_processes(workers))
         found = {**summary(results, unreadable, samples, streams, how, split, missing), "hold_out": share}
         if json_file is not None:
             words = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
@@ -131,14 +135,17 @@ def evaluate_command(
     _print_summary(found)
 
 
-def _test(samples: Samples, streams: Streams, how: Protocol, max_bad: int) -> tuple[list[ClipResult], list[Bad]]:
+def _test(
+    samples: Samples, streams: Streams, how: Protocol, max_bad: int, workers: int
+) -> tuple[list[ClipResult], list[Bad]]:
     """What the networks say of each clip, and the clips that cannot be used, which are said on stderr, too.
 
     Raises:
         FormatError: more than `max_bad` of these, or all.
+        OSError: the samples cannot be reached, or a process that decodes has died.
     """
     console = Console(file=sys.stderr)
-    found, quiet = evaluate(samples, streams, how), not console.is_terminal
+    found, quiet = evaluate(samples, streams, how, workers), not console.is_terminal
     results: list[ClipResult] = []
     unreadable: list[Bad] = []
     for result in track(found, "clips", total=len(samples), console=console, transient=True, disable=quiet):

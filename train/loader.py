@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from train.source_video import source_video
 from train.stream import Sample, Samples, read_json
 
 T = TypeVar("T")
+MAXIMUM_WORKERS = 8  # by default
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -65,6 +67,12 @@ class Clip(NamedTuple):
     def pixels(self) -> dict[Stream, Tensor]:
         """Those of the centre crop, [T, rows, crop]."""
         return {stream: crops[len(crops) // 2] for stream, crops in self.crops.items()}
+
+
+def decoding_processes(asked: int | None, sharing: int = 1) -> int:
+    """How many processes decode: as asked or, by default, one a core but one, of a machine that so many share."""
+    cores = (os.cpu_count() or 1) // sharing
+    return asked if asked is not None else min(MAXIMUM_WORKERS, max(1, cores - 1))
 
 
 def training_batches(

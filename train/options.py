@@ -11,6 +11,7 @@ from manifests.files import check_writable
 from model.inception import MINIMUM_SIDE
 from train.decode import CROP_PIXELS, Crops
 from train.hold_out import LARGEST_SHARE
+from train.loader import MAXIMUM_WORKERS
 from train.run import Precision
 from train.stream import Inputs
 
@@ -93,6 +94,11 @@ TESTED_CROP_OPTION = click.option(
 HELD_OUT_SHARE = FiniteRange(0, LARGEST_SHARE, min_open=True)
 MAX_BAD_OPTION = click.option(
     "--max-bad", type=click.IntRange(min=0), default=10, show_default=True, help="Samples that may be unreadable."
+)
+WORKERS_OPTION = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help=f"Processes that decode.  [default: cores − 1, at most {MAXIMUM_WORKERS}]",
 )
 PRECISION_OPTION = click.option(
     "--precision",

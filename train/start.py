@@ -1,7 +1,6 @@
 """From a user's words to a training run: find the samples, decide what is left open, claim the folder, train."""
 
 import math
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from train.bench_data import LoaderSpeed, bench_data
 from train.cache import Cache
 from train.decode import C3D_SIDE
 from train.hold_out import hold_out
-from train.loader import naming_dead_workers, training_batches
+from train.loader import decoding_processes, naming_dead_workers, training_batches
 from train.loop import train
 from train.plan import WINDOW_SHARDS
 from train.prefetch import prefetching
@@ -28,7 +27,6 @@ from train.schedule import Schedule, ScheduleName, rate_of_batch, schedule_steps
 from train.state import NonFiniteLossError, Task
 from train.stream import Inputs, Samples, open_samples, streams_of, trainable_samples
 
-MAXIMUM_WORKERS = 8
 MAXIMUM_STEPS = 10**9
 
 
@@ -254,11 +252,10 @@ def _configuration(
 
 def _session(options: Options, samples: Samples, ranks: Ranks) -> Session:
     """How this start does it."""
-    cores = (os.cpu_count() or 1) // ranks.on_this_node
     return Session(
         steps=_steps(options, samples),
         checkpoint_every=options.checkpoint_every,
-        workers=options.workers if options.workers is not None else min(MAXIMUM_WORKERS, max(1, cores - 1)),
+        workers=decoding_processes(options.workers, ranks.on_this_node),
         ranks=ranks.count,
         accumulate=options.accumulate,
         compile=options.compile,

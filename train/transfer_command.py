@@ -1,7 +1,6 @@
 """The command `i3d-transfer`: one cell of table 4, with i3d-train's own options for the trainings that it needs."""
 
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +21,14 @@ from train.cli import train_command
 from train.decode import Crops
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
+from train.loader import decoding_processes
 from train.options import CONTEXT, CROPS_OPTION, FLIPS_OPTION, HELD_OUT_SHARE
 from train.picture_size import crop_to_show, warn_of_others
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
 from train.schedule import Schedule, rate_of_batch, schedule_steps
 from train.softmax import Labelled, Training, train_softmax
-from train.start import MAXIMUM_STEPS, MAXIMUM_WORKERS
+from train.start import MAXIMUM_STEPS
 from train.stream import Inputs, Samples, at_snapshot, open_samples, streams_of, trainable_samples
 from train.transfer import NETWORK, RESULT, Candidate, Cell, Programs, Setting, best_of, run_cell, snapshot_of
 
@@ -281,6 +281,7 @@ def _programs(asked: Asked) -> Programs:
     tested = ["--crop", str(_values(asked)["crop"]), "--crops", str(asked.crops)]
     tested += ["--max-bad", str(asked.training["max_bad"])]
     tested += ["--flips"] if asked.flips else []
+    tested += ["--workers", str(asked.training["workers"])] if asked.training["workers"] is not None else []
     if asked.training["precision"] != "auto":  # else in fp32, as i3d-train's own evaluations are
         tested += ["--precision", asked.training["precision"]]
     validation = ("--val-shards", asked.shards, "--val-split", asked.val_split) if asked.val_split is not None else ()
@@ -335,9 +336,7 @@ def _fix(
 def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> Labelled:
     """Features of clips."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = asked.training["workers"]
-    if workers is None:
-        workers = min(MAXIMUM_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    workers = decoding_processes(asked.training["workers"])
     folder = asked.features or asked.output / "features"
     click.echo(f"features of {len(samples)} clips, kept in {folder}")
     pieces = features_of(samples, initial, cell.crop, folder, device, workers)
