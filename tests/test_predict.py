@@ -273,11 +273,12 @@ def test_a_video_with_flow_and_curves(checkpoint, tmp_path, make_video):
     """All moves to the right by three pixels a frame, which flow shows in red."""
     scrolled = "trim=end_frame=1,loop=loop=-1:size=1,scroll=horizontal=-0.02,gblur=2,trim=end_frame=30"
     moving = make_video(tmp_path / "moving.mp4", "-vf", scrolled, size="160x120")
-    predict(moving, "--rgb", checkpoint, "--crop", 32, "--short-side", 120, "--video", tmp_path / "out.mp4")
+    how = ("--rgb", checkpoint, "--crop", 32, "--short-side", 120, "--video", tmp_path / "out.mp4")
+    predict(moving, *how, "--top", 2)
     with av.open(str(tmp_path / "out.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)]
     assert len(frames) == 30
-    assert frames[0].shape == (240 + 26 + 96 + 12 + 3 * 26 + 12, 640, 3)
+    assert frames[0].shape == (240 + 26 + 96 + 12 + 2 * 26 + 12, 640, 3)
     with av.open(str(moving)) as container:
         before = [frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)]
     assert np.abs(frames[10][:240:2, :320:2] - before[10]).mean() < 10

@@ -33,6 +33,8 @@ INK, FAINT, PAPER = (30, 30, 30), (215, 215, 215), 255
 def write_video(path: Path, found: Prediction, stored: Mapping[Stream, StoredStream], labels: Sequence[str]) -> None:
     """Write an MP4 file (H.264, 25 frames a second): each frame, its flow in colour, the classes over time below.
 
+    As many classes as the prediction names, up to `CURVES`.
+
     Args:
         path: the file; it appears when it is complete.
         found: what networks say of the video, over time, too.
@@ -45,7 +47,7 @@ def write_video(path: Path, found: Prediction, stored: Mapping[Stream, StoredStr
     """
     over_time = found.over_time
     assert over_time is not None
-    leading = over_time.leading(CURVES)
+    leading = over_time.leading(min(len(found.top), CURVES))
     with complete_file(path) as file, av.open(file, "w", format="mp4") as container:
         stream, panel = None, np.empty(0)
         for number, picture in enumerate(_pictures(stored)):
