@@ -292,19 +292,23 @@ def test_bad_words(demo, train, tmp_path):
 def test_shards_without_flow_or_labels(demo, train, tmp_path, make_video):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "aaaaaaaaaaa.mp4", size="64x64")
-    for name, row in (("labelled", "label,youtube_id,time_start,time_end,split\njump,aaaaaaaaaaa,0,1,train\n"),
-                      ("test", "youtube_id,time_start,time_end,split\naaaaaaaaaaa,0,1,test\n")):  # fmt: skip
+    labelled = "label,youtube_id,time_start,time_end,split\njump,aaaaaaaaaaa,0,1,train\n"
+    unlabelled = "youtube_id,time_start,time_end,split\naaaaaaaaaaa,0,1,test\n"
+    for name, row, side in (("labelled", labelled, 48), ("test", unlabelled, 48), ("larger", labelled, 64)):
         listed = tmp_path / f"{name}.csv"
         listed.write_text(row)
         (tmp_path / "classes.txt").write_text("jump\n")
         command(main, "run", "--manifest", listed, "--source", tmp_path / "videos", "--output", tmp_path / name,
-                "--flow", "none", "--short-side", 48, "--classes", tmp_path / "classes.txt")  # fmt: skip
+                "--flow", "none", "--short-side", side, "--classes", tmp_path / "classes.txt")  # fmt: skip
     said = train("--steps", 1, shards=tmp_path / "labelled", split=(), status=1)
     assert re.search(r"\.tar: sample aaaaaaaaaaa_000000_000001 has no flow: prepared with --flow none\?", said)
     said = train("--steps", 1, shards=tmp_path / "test", split=(), stream="rgb", status=1)
     assert "none of the 1 samples has a label" in said
     said = train("--steps", 1, "--val-shards", tmp_path / "labelled", stream="rgb", status=1)
     assert "its classes are not those of the training data" in said
+    other = ("--val-shards", tmp_path / "larger")
+    said = train("--steps", 1, *other, shards=tmp_path / "labelled", split=(), stream="rgb", status=1)
+    assert "larger: its pictures have a short side of 64 pixels, the training data's of 48" in said
 
 
 @pytest.mark.slow

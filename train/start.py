@@ -287,6 +287,12 @@ def _validation(options: Options, folder: Path, samples: Samples, cache: Cache |
     validation = trainable_samples(opened, streams_of(options.stream), "--val-split")
     if validation.classes != samples.classes:
         raise FormatError(f"{options.val_shards}: its classes are not those of the training data")
+    sides = samples.short_side, validation.short_side
+    if None not in sides and sides[0] != sides[1]:
+        raise FormatError(
+            f"{options.val_shards}: its pictures have a short side of {sides[1]} pixels, "
+            f"the training data's of {sides[0]}"
+        )
     if "flow" in streams_of(options.stream):
         samples.require_one_flow(validation)
     return validation
