@@ -106,6 +106,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], header: Mapping
 
 
 def _write(file: Path, content: memoryview) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open("wb") as stream:

@@ -15,7 +15,7 @@ from manifests.page import Cell, Html, Number, bars, cards, page, percent, table
 from manifests.sample import FRAME_RATE
 from pipeline.account import COLUMNS, FAILURES, Account, Resampled, Share, take_account
 from pipeline.generations import REPORT, REPORT_LISTS, snapshot_names
-from pipeline.ledger import LATER, REASONS, WITHDRAWN
+from pipeline.ledger import PERMANENT, REASONS, WITHDRAWN
 from pipeline.pictures import pictures
 from pipeline.progress import STAGES
 from pipeline.turns import GPU
@@ -124,7 +124,7 @@ def _reasons_table(account: Account, reasons: Counter[str], unit: str, listed: i
 def _next_run(reason: str) -> str:
     if reason == WITHDRAWN:
         return "never"
-    return "tries again" if REASONS[reason].policy == LATER else "--retry"
+    return "--retry" if REASONS[reason].policy == PERMANENT else "tries again"
 
 
 def _attrition(account: Account) -> Html:

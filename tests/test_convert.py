@@ -69,6 +69,17 @@ def i3d_file(i3d: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_the_checkpoint_is_not_replaced_and_folders_are_made(i3d_file: Path, tmp_path: Path) -> None:
+    before = i3d_file.read_bytes()
+    result = convert(i3d_file, i3d_file, "--classes", 7)
+    assert result.exit_code == 1
+    assert "that is a file of IN, which would be lost" in result.output
+    assert i3d_file.read_bytes() == before
+    made = tmp_path / "new" / "folder" / "i3d.safetensors"
+    assert convert(i3d_file, made).exit_code == 0
+    assert load_checkpoint(made).num_classes == len(CLASSES)
+
+
 # Round trips
 
 
@@ -190,7 +201,7 @@ def test_networks_of_videos_begin_with_pictures(tmp_path: Path, model: str, stre
     [
         (("{file}", "out.pt"), "out.pt: the output's name must end in .safetensors"),
         (("none.ckpt", "out.safetensors"), "none.ckpt: there is no such file"),
-        (("{file}", "nowhere/out.safetensors"), "No such file or directory"),
+        (("{file}", "{file}/out.safetensors"), "File exists"),
         (("{file}", "out.safetensors", "--model", "i3d"), "--model, --stream and --classes belong together"),
         (("{file}", "out.safetensors", "--stream", "rgb"), "--model, --stream and --classes belong together"),
         (("{file}", "out.safetensors", "--classes", "0"), "0 is not in the range"),

@@ -76,3 +76,13 @@ def test_what_has_no_such_filters(tmp_path: Path) -> None:
         assert result.exit_code == 1
         assert said in result.output
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_checkpoint_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    save_run(path, I3D(5, 3), None)
+    before = path.read_bytes()
+    result = CliRunner().invoke(filters_command, [str(path), "-o", str(tmp_path / "." / "run.pt")])
+    assert result.exit_code == 1
+    assert "that is a file of CHECKPOINT, which would be lost" in result.output
+    assert path.read_bytes() == before

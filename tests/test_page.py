@@ -368,3 +368,5 @@ def test_folders_that_are_none_of_a_run(tmp_path):
         (many, "at most 20"),
     ):
         assert said in command(report_command, *folders, "--output", tmp_path / "page.html", status=1)
+    said = command(report_command, run, "--output", run / "best.pt", status=1)
+    assert "best.pt: the page's name must end in .html" in said

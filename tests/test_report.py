@@ -125,6 +125,16 @@ def test_totals_add_up_on_the_page(tmp_path):
     assert page.tables["Bytes"][0][-1][:3] == ["both", str(ok), f"{1.5 * ok:.3g} kB"]
 
 
+def test_the_page_says_what_the_next_run_does(tmp_path):
+    reasons = {"throttled": "tries again", "missing": "tries again", "removed": "--retry"}
+    failed = zip(clips_of(3), reasons, strict=True)
+    record_outcomes(tmp_path, (Outcome(clip, reason, "its message") for clip, reason in failed))
+    page = Page(write_report(tmp_path))
+    head, *rows = page.tables["Failures by reason"][0]
+    place = head.index("The next run")
+    assert {row[0]: row[place] for row in rows if row[0] != "all"} == reasons
+
+
 def test_a_page_of_many_clips_names_few(tmp_path):
     classes = [f"class {number}" for number in range(400)]
     record_outcomes(tmp_path, (Outcome(clip, stored=STORED) for clip in clips_of(3000, classes)))

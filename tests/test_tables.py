@@ -44,7 +44,7 @@ settings = ["original"]
 starts = ["scratch"]
 models = ["lstm", "i3d"]
 streams = ["rgb", "flow", "both"]
-options = { steps = 30 }
+options = { steps = 30, precision = "bf16" }
 
 [[cells]]
 datasets = ["ucf"]
@@ -66,7 +66,7 @@ def test_a_list_is_commands_that_anybody_could_type(cells_file):
     cells = {cell.name: " ".join(cell.command) for cell in read_cells(cells_file, Path("out")).cells}
     k = "out/k/original-scratch"
     data = "--train-split train --test-split val --val-split dev"
-    more = "--setting original --steps 30 --crop 64 --no-flip"
+    more = "--setting original --steps 30 --crop 64 --no-flip --precision bf16"
     tested = f"--rgb {k}/i3d-rgb/network.pt --flow {k}/i3d-flow/network.pt"
     train = "i3d-transfer --shards k400 --output"
     assert cells == {
@@ -74,7 +74,7 @@ def test_a_list_is_commands_that_anybody_could_type(cells_file):
         "k/original-scratch/i3d-rgb": f"{train} {k}/i3d-rgb {data} --model i3d --stream rgb {more}",
         "k/original-scratch/i3d-flow": f"{train} {k}/i3d-flow {data} --model i3d --stream flow {more}",
         "k/original-scratch/i3d-both": f"i3d-eval --shards k400 --split val {tested} --json {k}/i3d-both/result.json "
-        "--crop 64 --fusion-weights rgb=1,flow=2",
+        "--crop 64 --fusion-weights rgb=1,flow=2 --precision bf16",
         **{
             f"ucf-{n}/full-ft-kinetics/i3d-rgb": "i3d-transfer --shards ucf101-stored "
             f"--output out/ucf-{n}/full-ft-kinetics/i3d-rgb --train-split train{n} --test-split test{n} "

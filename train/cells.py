@@ -13,7 +13,8 @@
     scratch = ""
     kinetics = "{output}/kinetics/original-scratch/{model}-{stream}/network.pt"
 
-    [options]                       # of i3d-transfer, for all cells; [[cells]] may have options of their own
+    [options]                       # of i3d-transfer, for all cells; [[cells]] may have options of their own,
+                                    # and `shards` for some of a data set's cells
     steps = 5000
 
     [[cells]]                       # each combination of these that exists, in this order
@@ -51,7 +52,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TESTING = ("crop", "crops", "flips", "max-bad", "workers")  # the options of i3d-transfer that i3d-eval takes, too
+TESTING = (
+    "crop",
+    "crops",
+    "flips",
+    "precision",
+    "max-bad",
+    "workers",
+)  # the options of i3d-transfer that i3d-eval takes, too
 FUSION = "fusion-weights"  # of two networks that are tested together, so of i3d-eval alone
 # Options that change how a cell is come by, not what it is.
 HOW = (
@@ -253,7 +261,7 @@ def _cell(
         networks = [group / f"i3d-{stream}" / NETWORK for stream in ("rgb", "flow")]
         command = ["i3d-eval", "--shards", data, "--split", test, "--rgb", str(networks[0]), "--flow", str(networks[1])]
         command += ["--json", str(folder / RESULT)]
-        options = {name: value for name, value in options.items() if name in (*TESTING, FUSION)}
+        options = {name: value for name, value in options.items() if name in (*TESTING, FUSION) and value != "auto"}
     else:
         networks = []
         command = ["i3d-transfer", "--shards", data, "--output", str(folder)]

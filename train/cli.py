@@ -113,7 +113,7 @@ from train.stream import Inputs
     "--checkpoint-activations/--no-checkpoint-activations",
     default=False,
     show_default=True,
-    help="Compute layers anew for the backward pass: a third more time, a fraction of the memory.",
+    help="Compute layers anew for the backward pass: a third more time, a fraction of the memory; not of c3d.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @WORKERS_OPTION
@@ -134,8 +134,9 @@ from train.stream import Inputs
 def train_command(context: click.Context, /, recipe: RecipeName | None, **options: Any) -> None:
     """Train I3D, or another architecture of the paper, on the shards that kinetics-prep wrote.
 
-    Random windows, crops and flips; SGD with momentum 0.9 (paper, §3). What is seen when depends on the data, the seed
-    and the step alone. Ctrl-C or SIGTERM saves and ends; --resume auto goes on, with any number of ranks and workers.
+    Random windows, crops and flips; SGD with momentum 0.9 (paper, §2.5). What is seen when depends on the data, the
+    seed and the step alone. Ctrl-C or SIGTERM saves and ends; --resume auto goes on, with any number of ranks and
+    workers.
 
     Example: i3d-train --shards k400 --split train --stream rgb --epochs 40 --output runs/rgb
 
@@ -177,9 +178,11 @@ def report_command(runs: tuple[Path, ...], output: Path, clips: int) -> None:
     Example: i3d-report runs/rgb runs/flow --output page.html
     """
     try:
+        if output.suffix != ".html":
+            raise ValueError(f"{output}: the page's name must end in .html")
         found = read_runs(runs)
         figures, left_out = clip_figures(found, clips) if clips else ([], [])
         write_page(found, output, figures, left_out)
         click.echo(output)
-    except (FormatError, OSError) as error:
+    except (FormatError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error

@@ -18,6 +18,7 @@ from model import (
     save_safetensors,
 )
 from train.evaluate import classes_of
+from train.options import CONTEXT, check_outputs
 from train.picture_size import trained_on
 from train.stream import Inputs, streams_of
 
@@ -25,7 +26,7 @@ SUFFIX = ".safetensors"
 BEGUN_WITH_PICTURES = [name for name in get_args(Architecture) if name != "c3d"]  # which has no Inception-v1
 
 
-@click.command("i3d-convert", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("i3d-convert", context_settings=CONTEXT)
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
@@ -54,6 +55,7 @@ def convert_command(
             raise ValueError(f"{target}: the output's name must end in {SUFFIX}")
         if (model is None) != (stream is None) or (model is not None and classes is None):
             raise ValueError("--model, --stream and --classes belong together; --classes may also stand alone")
+        check_outputs({"OUT": target.resolve()}, {"IN": source})
         torch.manual_seed(0)  # of new layers: equal input gives equal bytes
         names, crop, short_side, share = None, None, None, None
         if model is not None and stream is not None and classes is not None:

@@ -32,7 +32,7 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # their shares in Y, as BT.601 has th
 
 
 def whole_clip(video: bytes, stream: Stream, crop: int = CROP_PIXELS, some: range | None = None) -> np.ndarray:
-    """A stored clip as it is tested (paper §3): all frames, centre crop.
+    """A stored clip as it is tested (paper §2.5): all frames, centre crop.
 
     Args:
         video: the stored video of the stream.
@@ -90,7 +90,7 @@ def _crops(video: bytes, stream: Stream, crop: int, crops: Crops) -> Iterator[np
 def training_window(
     video: bytes, stream: Stream, view: View, crop: int = CROP_PIXELS, clock: Clock | None = None
 ) -> np.ndarray:
-    """A view of a stored clip as training sees it (paper §3); only its pictures are decoded, and what they need.
+    """A view of a stored clip as training sees it (paper §2.5); only its pictures are decoded, and what they need.
 
     Mirroring a clip negates its horizontal motion, too.
 

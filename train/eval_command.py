@@ -112,7 +112,7 @@ def evaluate_command(
         given: dict[Inputs, Path | None] = {"rgb": rgb, "flow": flow, "both": both}
         _require_all_given(protocol["weights"], given)
         if json_file is not None:
-            check_outputs({"--json": json_file.resolve()}, given)
+            check_outputs({"--json": json_file.resolve()}, {f"--{name}": path for name, path in given.items()})
         samples = open_samples(shards, split)
         missing = missing_clips(samples, split)
         if share is not None:

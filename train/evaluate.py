@@ -1,4 +1,4 @@
-"""Whole-clip evaluation (paper §3): centre crop, all frames, logits averaged over time, streams added."""
+"""Whole-clip evaluation (paper §2.5): centre crop, all frames, logits averaged over time, streams added."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -9,6 +9,7 @@ import numpy as np
 from manifests.clip import printable
 from manifests.files import write_file
 from model import I3D, CheckpointError, load_checkpoint
+from train.options import CONTEXT, check_outputs
 
 CELLS_A_ROW = 8
 MAGNIFICATION = 5  # pixels of the picture for one of a filter, each way
@@ -18,7 +19,7 @@ GREY = 128  # a weight of 0
 WHITE = 255
 
 
-@click.command("i3d-filters", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("i3d-filters", context_settings=CONTEXT)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The PNG file.")
 def filters_command(checkpoint: Path, output: Path) -> None:
@@ -31,6 +32,7 @@ def filters_command(checkpoint: Path, output: Path) -> None:
     Example: i3d-filters rgb_scratch/model.ckpt -o filters.png
     """
     try:
+        check_outputs({"--output": output.resolve()}, {"CHECKPOINT": checkpoint})
         network = load_checkpoint(checkpoint).network()
         if not isinstance(network, I3D):
             raise CheckpointError(f"{checkpoint}: holds the architecture {network.architecture}; want i3d")
@@ -39,7 +41,7 @@ def filters_command(checkpoint: Path, output: Path) -> None:
         if not ok:
             raise RuntimeError(f"cannot encode a picture of {picture.shape} as PNG")
         write_file(output.resolve(), encoded.tobytes())
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
 
 

@@ -13,7 +13,6 @@ from train.decode import CROP_PIXELS, Crops
 from train.hold_out import LARGEST_SHARE
 from train.loader import MAXIMUM_WORKERS
 from train.run import Precision
-from train.stream import Inputs
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -35,12 +34,12 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def check_outputs(outputs: Mapping[str, Path], checkpoints: Mapping[Inputs, Path | None]) -> None:
+def check_outputs(outputs: Mapping[str, Path], checkpoints: Mapping[str, Path | None]) -> None:
     """Say before any work what files cannot be written, and what they would replace.
 
     Args:
         outputs: resolved paths of files, by the options that name them.
-        checkpoints: as they were given, by what they see.
+        checkpoints: as they were given, by the options that name them.
 
     Raises:
         ValueError: a file of a checkpoint, or two that are one.
@@ -50,7 +49,7 @@ def check_outputs(outputs: Mapping[str, Path], checkpoints: Mapping[Inputs, Path
     for option, path in outputs.items():
         for name, checkpoint in checkpoints.items():
             if checkpoint is not None and _is_of(path, checkpoint.resolve()):
-                raise ValueError(f"{option} {path}: that is a file of --{name}, which would be lost")
+                raise ValueError(f"{option} {path}: that is a file of {name}, which would be lost")
         if path in named:
             raise ValueError(f"{option} {path}: that is {named[path]}, too")
         named[path] = option

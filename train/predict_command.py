@@ -178,7 +178,7 @@ def _check(wanted: _Options, videos: Sequence[Video], given: Mapping[Inputs, Pat
     for option, path in wanted.files.items():
         if path in inputs:
             raise ValueError(f"{option} {path}: that is one of the videos, which would be lost")
-    check_outputs(wanted.files, given)
+    check_outputs(wanted.files, {f"--{name}": path for name, path in given.items()})
 
 
 def _predictions(

@@ -254,9 +254,7 @@ def _filesystem_of(scheme: str, process: int) -> Any:  # noqa: ARG001
     try:
         return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError as error:
-        raise FormatError(
-            f"{scheme}:// wants a package: pip install 'quo-vadis-rebuilt[{scheme}]' ({error})"
-        ) from error
+        raise FormatError(f"{scheme}:// wants a package that is not installed: {error}") from error
 
 
 def _run(function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:

@@ -1,8 +1,8 @@
-"""Which pictures of a clip each architecture sees, in training and in a test (paper §2 and §3, table 1).
+"""Which pictures of a clip each architecture sees, in training and in a test (paper §2, table 1).
 
 Pictures are counted in frames of 25 a second. Flow i is the motion from frame i to frame i + 1: N frames have N − 1
 flows, and a window that holds both takes flow i with frame i. Where flow is seen, a clip is therefore as long as its
-flows are. A clip shorter than a window starts over (§3).
+flows are. A clip shorter than a window starts over (§2.5).
 """
 
 from collections.abc import Sequence

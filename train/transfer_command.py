@@ -117,7 +117,11 @@ def _launcher(_: click.Context, option: click.Parameter, text: str) -> tuple[str
     help="Learning rates to choose from; one is taken as it is.  [default: 1, 0.3 and 0.1 times 0.1 · batch / 384; of "
     "fixed 0.1, 0.03, … 0.0001]",
 )
-@click.option("--steps", type=click.IntRange(1, MAXIMUM_STEPS), help="Of each training.  [default: 5000 of the batch]")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, MAXIMUM_STEPS),
+    help="Of each training.  [default: 5000 of 96 clips, as many clips of other batches]",
+)
 @click.option("--batch-size", type=click.IntRange(1, 100_000), help="Clips a step.  [default: 96, of c3d 240]")
 @click.option(
     "--accumulate",
@@ -134,7 +138,7 @@ def _launcher(_: click.Context, option: click.Parameter, text: str) -> tuple[str
     "--launcher",
     callback=_launcher,
     default="",
-    help="Words before i3d-train, such as 'torchrun --nproc-per-node 8 --no-python'.",
+    help="Words before i3d-train, not of fixed, such as 'torchrun --nproc-per-node 8 --no-python'.",
 )
 @CROPS_OPTION
 @FLIPS_OPTION
@@ -143,7 +147,8 @@ def transfer_command(context: click.Context, /, **options: Any) -> None:
     """Train and test one cell of the paper's table 4: Original, Fixed or Full-FT.
 
     As i3d-train --recipe original or finetune: up to 5k steps (paper, §2.5), the learning rate chosen on validation
-    clips. i3d-train and i3d-eval run one after another; begun again, it goes on where it was stopped. The result is in
+    clips. i3d-train and i3d-eval run one after another, of fixed only the latter; begun again, it goes on where it was
+    stopped. The result is in
     OUTPUT/result.json, the network in OUTPUT/network.pt. Fixed sees clips whole, as they are tested: without windows,
     flips and dropout.
 

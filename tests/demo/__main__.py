@@ -86,7 +86,9 @@ def render(videos: Sequence[Video], folder: Path, console: Console) -> None:
     """Render the videos that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
-        task = progress.add_task(f"{len(videos)} videos of {len(LABELS)} motions", total=len(videos))
+        task = progress.add_task(
+            f"{len(videos)} videos of {len({video.label for video in videos})} motions", total=len(videos)
+        )
         render_all(videos, folder, workers=WORKERS, on_done=lambda *_: progress.advance(task))
 
 
