@@ -96,6 +96,14 @@ def test_two_ranks_take_the_slices_of_one_batch(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path):
+    """Dropout, too, drops the same features."""
+    for name, options in (("run", ()), ("compiled", ("--compile",))):
+        train(tmp_path / name, "--steps", 3, *options)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-9)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks_and_workers(tmp_path):
     """Two ranks take the slices of a batch that one rank takes in two parts: the losses are those of one run."""
     validation = ("--val-shards", golden.DATASET, "--val-split", "val", "--evaluate-every", 4, "--dropout", 0.2)

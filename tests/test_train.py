@@ -391,13 +391,6 @@ def test_checkpointed_activations_change_nothing(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(train, tmp_path):
-    train("--steps", 2)
-    train("--steps", 2, "--compile", output=tmp_path / "compiled")
-    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-3)
-
-
-@pytest.mark.slow
 def test_a_killed_run_goes_on_at_once_and_a_second_start_is_refused(demo, train, tmp_path):
     program = Path(sys.executable).with_name("i3d-train")
     run = tmp_path / "run"

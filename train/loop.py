@@ -182,7 +182,8 @@ def _parallel(network: nn.Module, compiled: bool, ranks: Ranks) -> nn.Module:
         network = DistributedDataParallel(network, device_ids=devices)
         # About an axis of length 1, whose stride means nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return torch.compile(network) if compiled else network  # type: ignore[return-value]
+    # A compiler's own random numbers would drop other features than the step's seed does uncompiled.
+    return torch.compile(network, options={"fallback_random": True}) if compiled else network  # type: ignore[return-value]
 
 
 def _non_finite(values: dict[str, float], task: Task, step: int) -> NonFiniteLossError:
