@@ -42,10 +42,10 @@ def start(run, *options, ranks=1, restarts=0, program=DOUBLE):
     return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 
-def train(run, *options, ranks=1, status=0, **how):
+def train(run, *options, ranks=1, status=0, deadline_seconds=300, **how):
     """Train to the end; gives what was said."""
     child = start(run, *options, ranks=ranks, **how)
-    said = child.communicate(timeout=300)[0]
+    said = child.communicate(timeout=deadline_seconds)[0]
     assert (child.returncode == 0) == (status == 0), said
     return said
 
@@ -99,7 +99,7 @@ def test_two_ranks_take_the_slices_of_one_batch(tmp_path):
 def test_a_compiled_network_learns_the_same(tmp_path):
     """Dropout, too, drops the same features."""
     for name, options in (("run", ()), ("compiled", ("--compile",))):
-        train(tmp_path / name, "--steps", 3, *options)
+        train(tmp_path / name, "--steps", 3, *options, deadline_seconds=900)  # compiling takes minutes
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-9)
 
 
