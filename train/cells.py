@@ -52,14 +52,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TESTING = (
-    "crop",
-    "crops",
-    "flips",
-    "precision",
-    "max-bad",
-    "workers",
-)  # the options of i3d-transfer that i3d-eval takes, too
+# The options of i3d-transfer that i3d-eval takes, too.
+TESTING = ("crop", "crops", "flips", "precision", "max-bad", "workers")
 FUSION = "fusion-weights"  # of two networks that are tested together, so of i3d-eval alone
 # Options that change how a cell is come by, not what it is.
 HOW = (
@@ -261,6 +255,7 @@ def _cell(
         networks = [group / f"i3d-{stream}" / NETWORK for stream in ("rgb", "flow")]
         command = ["i3d-eval", "--shards", data, "--split", test, "--rgb", str(networks[0]), "--flow", str(networks[1])]
         command += ["--json", str(folder / RESULT)]
+        # i3d-eval knows no --precision auto: its own default is what i3d-transfer tests with then.
         options = {name: value for name, value in options.items() if name in (*TESTING, FUSION) and value != "auto"}
     else:
         networks = []

@@ -10,7 +10,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from manifests.clip import printable
 from manifests.lease import LeaseHeld
-from manifests.sample import FormatError
 from model import Architecture, CheckpointError
 from train.options import CONTEXT, CROP_OPTION, HELD_OUT_SHARE, MAX_BAD_OPTION, WORKERS_OPTION, FiniteRange
 from train.page import read_runs, write_page
@@ -184,5 +183,5 @@ def report_command(runs: tuple[Path, ...], output: Path, clips: int) -> None:
         figures, left_out = clip_figures(found, clips) if clips else ([], [])
         write_page(found, output, figures, left_out)
         click.echo(output)
-    except (FormatError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error

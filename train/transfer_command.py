@@ -21,7 +21,7 @@ from train.cli import train_command
 from train.decode import Crops
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
-from train.loader import decoding_processes
+from train.loader import decoding_processes, naming_dead_workers
 from train.options import CONTEXT, CROPS_OPTION, FLIPS_OPTION, HELD_OUT_SHARE
 from train.picture_size import crop_to_show, warn_of_others
 from train.recipes import RecipeName, lay_recipe
@@ -120,7 +120,7 @@ def _launcher(_: click.Context, option: click.Parameter, text: str) -> tuple[str
 @click.option(
     "--steps",
     type=click.IntRange(1, MAXIMUM_STEPS),
-    help="Of each training.  [default: 5000 of 96 clips, as many clips of other batches]",
+    help="Of each training.  [default: 5000 of the default batch, as many clips in others]",
 )
 @click.option("--batch-size", type=click.IntRange(1, 100_000), help="Clips a step.  [default: 96, of c3d 240]")
 @click.option(
@@ -148,9 +148,8 @@ def transfer_command(context: click.Context, /, **options: Any) -> None:
 
     As i3d-train --recipe original or finetune: up to 5k steps (paper, §2.5), the learning rate chosen on validation
     clips. i3d-train and i3d-eval run one after another, of fixed only the latter; begun again, it goes on where it was
-    stopped. The result is in
-    OUTPUT/result.json, the network in OUTPUT/network.pt. Fixed sees clips whole, as they are tested: without windows,
-    flips and dropout.
+    stopped. The result is in OUTPUT/result.json, the network in OUTPUT/network.pt. Fixed sees clips whole, as they are
+    tested: without windows, flips and dropout.
 
     Example: i3d-transfer --shards ucf101 --train-split train1 --test-split test1 --stream rgb --setting full-ft
     --init k400/best.pt --output cells/i3d-rgb
@@ -344,9 +343,10 @@ def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -
     workers = decoding_processes(asked.training["workers"])
     folder = asked.features or asked.output / "features"
     click.echo(f"features of {len(samples)} clips, kept in {folder}")
-    pieces = features_of(samples, initial, cell.crop, folder, device, workers)
+    with naming_dead_workers():
+        pieces = list(features_of(samples, initial, cell.crop, folder, device, workers))
     classes = samples.records["class_index"].astype(np.int64)
-    return Labelled(torch.from_numpy(np.concatenate(list(pieces))), torch.from_numpy(classes))
+    return Labelled(torch.from_numpy(np.concatenate(pieces)), torch.from_numpy(classes))
 
 
 def _softmax_training(asked: Asked, cell: Cell, rate: float) -> Training:
