@@ -20,11 +20,12 @@ from model import Checkpoint, build, load_checkpoint, save_run
 from pipeline.cli import main
 from tests import golden
 from tests.demo.render import CLASSES
+from tests.test_ranks import damaged_copy
 from train.eval_command import evaluate_command
 from train.evaluate import network_logits
 from train.frozen import clip_features, features_of, with_softmax
 from train.hold_out import hold_out
-from train.loader import whole_clips
+from train.loader import Bad, whole_clips
 from train.log import read_metrics
 from train.run import RunError
 from train.schedule import Schedule
@@ -122,11 +123,11 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     samples = open_samples(str(golden.DATASET), "val")
     checkpoint = checkpoint_of("two-stream", ("rgb",))
     monkeypatch.setattr("train.frozen.PIECE_CLIPS", 3)
-    first = np.concatenate(list(features_of(samples, checkpoint, 32, tmp_path, CPU)))
+    first = np.stack(list(features_of(samples, checkpoint, 32, tmp_path, CPU)))
     assert first.shape == (4, 1024)
     files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert len(files) == 2
-    again = np.concatenate(list(features_of(samples, checkpoint, 32, tmp_path, CPU)))
+    again = np.stack(list(features_of(samples, checkpoint, 32, tmp_path, CPU)))
     assert np.array_equal(first, again)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
     list(features_of(samples, checkpoint, 40, tmp_path, CPU))
@@ -145,6 +146,34 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
             write(content)
         with pytest.raises(FormatError, match=f"damaged, remove it: .*{said}"):
             list(features_of(samples, checkpoint, 32, tmp_path, CPU))
+
+
+def test_clips_without_features_are_named_each_time(tmp_path, monkeypatch):
+    keys = damaged_copy(tmp_path / "data", (0, 2), "val")
+    samples = open_samples(str(tmp_path / "data"), "val")
+    checkpoint = checkpoint_of("two-stream", ("flow",))
+    monkeypatch.setattr("train.frozen.PIECE_CLIPS", 3)
+    first, again = (list(features_of(samples, checkpoint, 32, tmp_path / "features", CPU)) for _ in range(2))
+    for found in (first, again):
+        assert [row.key for row in found if isinstance(row, Bad)] == keys
+        assert all("other bytes than the index says" in row.message for row in found if isinstance(row, Bad))
+    whole = list(features_of(open_samples(str(golden.DATASET), "val"), checkpoint, 32, tmp_path / "whole", CPU))
+    for rows in zip(first, again, whole, strict=True):
+        if not isinstance(rows[0], Bad):
+            assert np.array_equal(rows[0], rows[1])
+            assert np.array_equal(rows[0], rows[2])
+
+
+def test_fixed_leaves_out_what_it_cannot_read(trained_elsewhere, tmp_path):
+    damaged_copy(tmp_path / "data", (1, 3), "train")
+    data = ("--shards", tmp_path / "data", "--train-split", "train", "--test-split", "val")
+    how = (*data, *SMALL, "--model", "two-stream", "--stream", "both", "--setting", "fixed", "--steps", 5)
+    fixed = (*how, "--init", trained_elsewhere, "--rates", 0.1, "--output", tmp_path / "cell")
+    said = command(transfer_command, *fixed, "--max-bad", 1, status=1)
+    assert "2 clips cannot be used, more than --max-bad 1: " in said
+    said = command(transfer_command, *fixed, "--max-bad", 2)
+    assert len(re.findall("^left out: .*other bytes than the index says", said, re.MULTILINE)) == 2
+    assert result_of(tmp_path / "cell")["clips_labelled"] == 4
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path):

@@ -24,18 +24,28 @@
     starts = ["kinetics"]
     models = ["i3d"]
     streams = ["rgb", "flow", "both"]
+    seeds = [0, 1, 2]               # where there are several: a cell for each; {seed} may stand in starts
+
+    [[differences]]                 # of two cells each, on the same clips: for each combination of the lists
+    title = "Two streams against flow alone"
+    datasets = ["ucf101"]
+    settings = ["full-ft"]
+    starts = ["kinetics"]
+    models = ["i3d"]
+    first = { stream = "both" }     # what the two differ in: dataset aside, any of setting, start, model, stream
+    second = { stream = "flow" }
 
 Starts named scratch, imagenet, kinetics and imagenet+kinetics are those of the paper's tables; others may be added.
 
-A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM/, with what was found in result.json, and beside that
-folder, once that is done, what it is of. RGB and flow together are of I3D two networks, whose cells must stand before:
-i3d-eval tests them together. All else is i3d-transfer's.
+A cell lies in OUTPUT/DATASET[-SPLIT]/SETTING-START/MODEL-STREAM[-seedN]/, with what was found in result.json, and
+beside that folder, once that is done, what it is of. RGB and flow together are of I3D two networks, whose cells must
+stand before: i3d-eval tests them together. All else is i3d-transfer's.
 """
 
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -68,7 +78,9 @@ _DECIDED = {
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 _DATASET_KEYS = {"shards", "train", "test", "validation", "splits", "paper", "same"}
-_GROUP_KEYS = {"datasets", "splits", "settings", "starts", "models", "streams", "options"}
+_GROUP_KEYS = {"datasets", "splits", "settings", "starts", "models", "streams", "seeds", "options"}
+_DIFFERENCE_KEYS = {"title", "datasets", "settings", "starts", "models", "streams", "first", "second"}
+_Axes = Mapping[str, tuple[str, ...]]  # what may stand in a list of each, in the order of `Place`
 _Value = str | int | float | bool
 
 
@@ -93,6 +105,7 @@ class Cell:
     Attributes:
         place: what it is; its dataset is the file's name for it.
         split: of the dataset, where splits overlap.
+        seed: where the list has several.
         folder: where it lies.
         command: program and arguments.
         needs: files that the command reads.
@@ -101,6 +114,7 @@ class Cell:
 
     place: Place
     split: int | None
+    seed: int | None
     folder: Path
     command: tuple[str, ...]
     needs: tuple[Path, ...]
@@ -118,12 +132,20 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A comparison: in each row pairs of cells of one split and seed, by what the pairs have in common."""
+
+    title: str
+    rows: Mapping[str, tuple[tuple[Cell, Cell], ...]]
+
+
+@dataclass(frozen=True)
 class CellList:
-    """A file's cells in their order, and the data sets that they are of."""
+    """A file's cells in their order, the data sets that they are of, and what is compared."""
 
     cells: tuple[Cell, ...]
     datasets: Mapping[str, Dataset]
-    starts: tuple[str, ...]
+    differences: tuple[Difference, ...]
 
 
 def read_cells(file: Path, output: Path) -> CellList:
@@ -147,7 +169,7 @@ def read_cells(file: Path, output: Path) -> CellList:
 
 
 def _cells_of(content: dict[str, Any], output: Path) -> CellList:
-    _only(content, {"datasets", "starts", "options", "cells"}, "the file")
+    _only(content, {"datasets", "starts", "options", "cells", "differences"}, "the file")
     datasets = {name: _dataset(name, some) for name, some in _table(content, "datasets").items()}
     starts = {SCRATCH: "", **_table(content, "starts")}
     for name, start in starts.items():
@@ -155,14 +177,32 @@ def _cells_of(content: dict[str, Any], output: Path) -> CellList:
         fits = (start == "") == (name == SCRATCH)
         _require(fits, f"starts.{name} is {start!r}: {SCRATCH} begins with nothing, each other with a path")
     common = _options(content.get("options", {}), "options")
-    groups = content.get("cells", [])
-    _require(isinstance(groups, list) and bool(groups), "cells: want [[cells]], one or several")
+    axes: _Axes = {
+        "datasets": tuple(datasets),
+        "settings": get_args(Setting),
+        "starts": tuple(starts),
+        "models": get_args(Architecture),
+        "streams": get_args(Inputs),
+    }
     cells: dict[Path, Cell] = {}
-    for number, group in enumerate(groups, start=1):
-        for cell in _group(group, f"cells, number {number}", datasets, starts, common, output):
-            _require(cell.folder not in cells, f"cells, number {number}: {cell.name} stands in an earlier one")
+    for where, group in _groups(content, "cells"):
+        for cell in _group(group, where, axes, datasets, starts, common, output):
+            _require(cell.folder not in cells, f"{where}: {cell.name} stands in an earlier one")
             cells[cell.folder] = cell
-    return CellList(tuple(cells.values()), datasets, tuple(starts))
+    _require(bool(cells), "cells: want [[cells]], one or several")
+    every = tuple(cells.values())
+    differences = (_difference(group, where, axes, every) for where, group in _groups(content, "differences"))
+    return CellList(every, datasets, tuple(differences))
+
+
+def _groups(content: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables of [[name]], with where each stands."""
+    found = content.get(name, [])
+    _require(isinstance(found, list), f"{name}: want [[{name}]]")
+    for number, group in enumerate(found, start=1):
+        where = f"{name}, number {number}"
+        _require(isinstance(group, dict), f"{where}: want a table")
+        yield where, group
 
 
 def _dataset(name: str, some: Any) -> Dataset:
@@ -185,39 +225,73 @@ def _dataset(name: str, some: Any) -> Dataset:
 
 
 def _group(
-    group: Any,
+    group: Mapping[str, Any],
     where: str,
+    axes: _Axes,
     datasets: Mapping[str, Dataset],
     starts: Mapping[str, str],
     common: Mapping[str, _Value],
     output: Path,
 ) -> list[Cell]:
     """The cells of one [[cells]], those combinations left out that no network is for."""
-    _require(isinstance(group, dict), f"{where}: want a table")
     _only(group, _GROUP_KEYS, where)
-    known: dict[str, tuple[str, ...]] = {
-        "datasets": tuple(datasets),
-        "settings": get_args(Setting),
-        "starts": tuple(starts),
-        "models": get_args(Architecture),
-        "streams": get_args(Inputs),
-    }
-    for key, values in known.items():
-        _require(isinstance(group.get(key), list) and bool(group[key]), f"{where}: {key} is missing, or no list")
-        for value in group[key]:
-            _require(value in values, f"{where}: {key} has {value!r}, want one of {', '.join(values)}")
     options = {**common, **_options(group.get("options", {}), f"{where}: options")}
+    seeds = _seeds(group, options, where)
     cells = []
-    chosen = product(*(group[key] for key in known))
-    for dataset, setting, start, model, stream in chosen:
-        place = Place(dataset, setting, start, model, stream)
+    for chosen in product(*(_listed(group, key, axes, where) for key in axes)):
+        place = Place._make(chosen)
+        dataset, setting, start = datasets[place.dataset], place.setting, place.start
         fits = setting == "original" or start != SCRATCH
         _require(fits, f"{where}: {setting} begins with a network of other data, not from {SCRATCH}")
         if _exists(place):
-            for split in _splits(group, datasets[dataset], where):
-                cells.append(_cell(place, split, datasets[dataset], starts[start], options, output, where))
+            for split, seed in product(_splits(group, dataset, where), seeds):
+                cells.append(_cell(place, split, seed, dataset, starts[start], options, output, where))
     _require(bool(cells), f"{where}: none of its combinations is a network's")
     return cells
+
+
+def _listed(group: Mapping[str, Any], key: str, axes: _Axes, where: str) -> list[str]:
+    """What a group lists of an axis."""
+    found = group.get(key)
+    _require(isinstance(found, list) and bool(found), f"{where}: {key} is missing, or no list")
+    assert isinstance(found, list)
+    for value in found:
+        _require(value in axes[key], f"{where}: {key} has {value!r}, want one of {', '.join(axes[key])}")
+    return found
+
+
+def _difference(group: Mapping[str, Any], where: str, axes: _Axes, cells: Sequence[Cell]) -> Difference:
+    _only(group, _DIFFERENCE_KEYS, where)
+    title = group.get("title")
+    _require(isinstance(title, str), f"{where}: title is {title!r}, want text")
+    axis_of = dict(zip(Place._fields, axes, strict=True))
+    first, second = (_side(group, name, axis_of, axes, where) for name in ("first", "second"))
+    _require(set(first) == set(second), f"{where}: first and second are not of the same: {first!r}, {second!r}")
+    doubled = [axis_of[name] for name in first if axis_of[name] in group]
+    _require(not doubled, f"{where}: {', '.join(doubled)} beside first and second, which say it")
+    shared = [name for name in axis_of if name not in first]
+    rows = {}
+    for chosen in product(*(_listed(group, axis_of[name], axes, where) for name in shared)):
+        common = dict(zip(shared, chosen, strict=True))
+        places = [Place._make({**common, **side}[name] for name in Place._fields) for side in (first, second)]
+        sides = [[cell for cell in cells if cell.place == place] for place in places]
+        if pairs := [(a, b) for a, b in product(*sides) if (a.split, a.seed) == (b.split, b.seed)]:
+            rows[", ".join(chosen)] = tuple(pairs)
+    _require(bool(rows), f"{where}: the list has no two cells, of one split and seed, that differ so")
+    return Difference(str(title), rows)
+
+
+def _side(group: Mapping[str, Any], side: str, axis_of: Mapping[str, str], axes: _Axes, where: str) -> dict[str, str]:
+    """What one of the two that are compared is."""
+    found = group.get(side)
+    names = Place._fields[1:]  # tests of two data sets have no clips in common
+    fits = isinstance(found, dict) and bool(found) and set(found) <= set(names)
+    _require(fits, f"{where}: {side} is {found!r}, want a table of any of {', '.join(names)}")
+    assert isinstance(found, dict)
+    for name, value in found.items():
+        known = axes[axis_of[name]]
+        _require(value in known, f"{where}: {side} has {name} {value!r}, want one of {', '.join(known)}")
+    return found
 
 
 def _exists(place: Place) -> bool:
@@ -236,9 +310,20 @@ def _splits(group: Mapping[str, Any], dataset: Dataset, where: str) -> tuple[int
     return tuple(chosen)
 
 
+def _seeds(group: Mapping[str, Any], options: dict[str, _Value], where: str) -> tuple[int | None, ...]:
+    if "seeds" not in group:
+        return (None,)
+    seeds = group["seeds"]
+    fits = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    _require(fits, f"{where}: seeds are {seeds!r}, want numbers from 0 on")
+    _require("seed" not in options, f"{where}: seeds beside the option seed, which says it")
+    return tuple(seeds)
+
+
 def _cell(
     place: Place,
     split: int | None,
+    seed: int | None,
     dataset: Dataset,
     start: str,
     options: Mapping[str, _Value],
@@ -247,12 +332,15 @@ def _cell(
 ) -> Cell:
     name = dataset.name if split is None else f"{dataset.name}-{split}"
     group = output / name / f"{place.setting}-{place.start}"
-    folder = group / f"{place.model}-{place.stream}"
+    ending = "" if seed is None else f"-seed{seed}"
+    folder = group / f"{place.model}-{place.stream}{ending}"
+    if seed is not None:
+        options = {**options, "seed": seed}
     data, test = str(options.get("shards", dataset.shards)), _filled(dataset.test, where, split=split)
     options = {name: value for name, value in options.items() if name != "shards"}
     together = place.model == "i3d" and place.stream == "both"
     if together:
-        networks = [group / f"i3d-{stream}" / NETWORK for stream in ("rgb", "flow")]
+        networks = [group / f"i3d-{stream}{ending}" / NETWORK for stream in ("rgb", "flow")]
         command = ["i3d-eval", "--shards", data, "--split", test, "--rgb", str(networks[0]), "--flow", str(networks[1])]
         command += ["--json", str(folder / RESULT)]
         # i3d-eval knows no --precision auto: its own default is what i3d-transfer tests with then.
@@ -265,15 +353,15 @@ def _cell(
             command += ["--val-split", _filled(dataset.validation, where, split=split)]
         command += ["--model", place.model, "--stream", place.stream, "--setting", place.setting]
         if start:
-            words = {"model": place.model, "stream": place.stream, "split": split, "output": output}
+            words = {"model": place.model, "stream": place.stream, "split": split, "seed": seed, "output": output}
             networks = [Path(_filled(start, where, **words))]
             command += ["--init", str(networks[0])]
         others = (FUSION, "launcher") if place.setting == "fixed" else (FUSION,)  # its features want no ranks
         options = {name: value for name, value in options.items() if name not in others}
     command += _as_words(options)
     decides = {name: value for name, value in options.items() if name not in HOW}
-    identity = json.dumps([place, split, asdict(dataset), data, start, decides], sort_keys=True)
-    return Cell(place, split, folder, tuple(command), tuple(networks), identity)
+    identity = json.dumps([place, split, seed, asdict(dataset), data, start, decides], sort_keys=True)
+    return Cell(place, split, seed, folder, tuple(command), tuple(networks), identity)
 
 
 def _filled(text: str, where: str, **words: object) -> str:

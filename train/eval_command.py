@@ -2,15 +2,12 @@
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
-from rich.progress import track
 
 from manifests.clip import printable
 from manifests.files import write_file
@@ -35,6 +32,7 @@ from train.options import (
     check_outputs,
 )
 from train.picture_size import crop_to_show, warn_of_others
+from train.progress import shown
 from train.run import Precision
 from train.scores import MEASURES, summary
 from train.stream import Inputs, Samples, open_samples, trainable_samples
@@ -144,11 +142,9 @@ def _test(
         FormatError: more than `max_bad` of these, or all.
         OSError: the samples cannot be reached, or a process that decodes has died.
     """
-    console = Console(file=sys.stderr)
-    found, quiet = evaluate(samples, streams, how, workers), not console.is_terminal
     results: list[ClipResult] = []
     unreadable: list[Bad] = []
-    for result in track(found, "clips", total=len(samples), console=console, transient=True, disable=quiet):
+    for result in shown(evaluate(samples, streams, how, workers), "clips", len(samples)):
         if isinstance(result, ClipResult):
             results.append(result)
             continue

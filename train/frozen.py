@@ -14,7 +14,8 @@ from manifests.files import canonical_json, complete_file
 from manifests.sample import FormatError
 from model import Architecture, Checkpoint, Network, Stream, fold_batch_norm, head_names
 from train.evaluate import network_logits
-from train.loader import Bad, whole_clips
+from train.loader import Bad, Clip, whole_clips
+from train.quarantine import read_quarantine, write_quarantine
 from train.run import identity
 from train.softmax import Softmax
 from train.stream import Samples
@@ -25,10 +26,11 @@ _VERSION = 1  # of what the files hold
 
 def features_of(
     samples: Samples, checkpoint: Checkpoint, crop: int, folder: Path, device: torch.device, workers: int = 0
-) -> Iterator[np.ndarray]:
+) -> Iterator[np.ndarray | Bad]:
     """Features of clips by a frozen network, from files of a folder where they are there, else computed and kept.
 
-    A file's name is a hash of all that decides what it holds: the clips, the network and the crop.
+    A file's name is a hash of all that decides what it holds: the clips, the network and the crop. Clips that cannot be
+    used are named in a file beside it.
 
     Args:
         samples: which clips.
@@ -39,10 +41,10 @@ def features_of(
         workers: processes that decode.
 
     Yields:
-        [n, features] float32, mapped from its file: of up to `PIECE_CLIPS` clips, in the order of the samples.
+        [features] float32 of each clip, in the order of the samples, or what is wrong with it.
 
     Raises:
-        FormatError: a clip that cannot be used, features that are not finite, or a damaged file of features.
+        FormatError: features that are not finite, or a damaged file of features.
         OSError: a clip that cannot be reached, or a file that cannot be written.
     """
     network: Network | None = None
@@ -50,15 +52,42 @@ def features_of(
     for start in range(0, len(samples), PIECE_CLIPS):
         piece = samples.take(range(start, min(start + PIECE_CLIPS, len(samples))))
         file = folder / f"{_name(piece, checkpoint, crop)}.npy"
-        if not file.exists():
-            network = network or _frozen(checkpoint, device)
-            rows = [clip_features(p, network, device) for p in _pixels(piece, network.streams, crop, workers)]
-            for sample, row in zip(piece, rows, strict=True):
-                if not row.isfinite().all():
-                    raise FormatError(f"{sample.name}: the network's features of this clip are not finite")
-            with complete_file(file) as content:
-                np.save(content, torch.stack(rows).numpy(), allow_pickle=False)
-        yield _read(file, (len(piece), width))
+        if file.exists():
+            yield from _kept(file, piece, width)
+            continue
+        network = network or _frozen(checkpoint, device)
+        found = []
+        for clip in whole_clips(piece, network.streams, crop, workers=workers):
+            found.append(clip if isinstance(clip, Bad) else _finite_features(clip, network, device))
+            yield found[-1]
+        _keep(file, found, width)
+
+
+def _finite_features(clip: Clip, network: Network, device: torch.device) -> np.ndarray:
+    row = clip_features(clip.pixels, network, device)
+    if not row.isfinite().all():
+        raise FormatError(f"{clip.sample.name}: the network's features of this clip are not finite")
+    return row.numpy()
+
+
+def _keep(file: Path, found: Sequence[np.ndarray | Bad], width: int) -> None:
+    """Write features, in their order; before them, which clips they are not of."""
+    unreadable = [row for row in found if isinstance(row, Bad)]
+    rows = [row for row in found if not isinstance(row, Bad)]
+    if unreadable:
+        write_quarantine(file.with_suffix(".jsonl"), unreadable)
+    else:
+        file.with_suffix(".jsonl").unlink(missing_ok=True)  # one whose features a killed process did not come to write
+    with complete_file(file) as content:
+        np.save(content, np.reshape(rows, (len(rows), width)).astype(np.float32), allow_pickle=False)
+
+
+def _kept(file: Path, samples: Samples, width: int) -> Iterator[np.ndarray | Bad]:
+    """What `_keep` has written of the samples."""
+    unreadable = {bad.key: bad for bad in read_quarantine(file.with_suffix(".jsonl"))}
+    rows = iter(_read(file, (sum(sample.key not in unreadable for sample in samples), width)))
+    for sample in samples:
+        yield unreadable[sample.key] if sample.key in unreadable else next(rows)
 
 
 def _read(file: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -130,13 +159,6 @@ def _frozen(checkpoint: Checkpoint, device: torch.device) -> Network:
     network = fold_batch_norm(checkpoint.network()).to(device)
     network.checks_values = False
     return network
-
-
-def _pixels(samples: Samples, streams: Sequence[Stream], crop: int, workers: int) -> Iterator[dict[Stream, Tensor]]:
-    for clip in whole_clips(samples, streams, crop, workers=workers):
-        if isinstance(clip, Bad):
-            raise FormatError(clip.message)
-        yield clip.pixels
 
 
 def with_softmax(checkpoint: Checkpoint, softmax: Softmax) -> Checkpoint:

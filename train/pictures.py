@@ -8,8 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from flow import colour_legend, decode_flow_codes, dequantise, film_strip
 from manifests.clip import printable
@@ -22,6 +20,7 @@ from train.decode import MEMBER_OF, whole_clip
 from train.evaluate import clip_logits, load_streams, sum_of_streams, top_classes
 from train.hold_out import hold_out
 from train.page import Run
+from train.progress import shown
 from train.report import judged
 from train.run import identity
 from train.stream import Sample, Samples, at_snapshot, open_samples, streams_of, trainable_samples
@@ -120,10 +119,7 @@ def _answers(run: Run, samples: Samples, chosen: Sequence[Sample]) -> dict[str, 
         raise FormatError(f"crop {crop!r} is no number of pixels")
     streams = load_streams({run.stream: best}, samples.classes)
     found = {}
-    console = Console(stderr=True)
-    for sample in track(
-        chosen, f"clips by {run.name}", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for sample in shown(chosen, f"clips by {run.name}", len(chosen)):
         members = sample.read(tuple(MEMBER_OF[stream] for stream in streams.seen))
         clips = {s: whole_clip(members[MEMBER_OF[s]], s, crop) for s in streams.seen}
         logits = clip_logits({s: torch.from_numpy(clip) for s, clip in clips.items()}, streams)

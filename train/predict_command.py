@@ -1,6 +1,7 @@
 """The command `i3d-predict`: what happens in files, in all videos of folders, and at URLs."""
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from train.picture_size import RELEASED_SHORT_SIDE, PictureSize, size_to_show
 from train.predict import Prediction, predict, write_features
 from train.predict_page import video_section, write_predictions
 from train.predict_video import write_video
+from train.progress import shown
 from train.run import Precision
 from train.samplers import I3D_FRAMES
 from train.signals import sigterm_ends
@@ -148,7 +150,10 @@ def predict_command(
                 raise ValueError(f"--features are of i3d, this network is {network.architecture}")
         size = size_to_show(streams.checkpoints, crop, short_side)
         failed: list[tuple[str, VideoError]] = []
-        for name, told in _predictions(videos, streams, size, wanted):
+        predictions = _predictions(videos, streams, size, wanted)
+        if not sys.stdout.isatty():  # where the answers would show how far it is
+            predictions = shown(predictions, "videos", len(videos), lambda some: isinstance(some[1], VideoError))
+        for name, told in predictions:
             if isinstance(told, VideoError):
                 failed.append((name, told))
                 _say_error(name, told, as_json=wanted.as_json)

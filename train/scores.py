@@ -1,6 +1,6 @@
 """What an evaluation found, as JSON values: shares of clips right with confidence intervals, confusion, every clip."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from train.stream import Samples
 
 MEASURES = ("top1", f"top{TOP}", "mean_class_accuracy")
 CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
+EDGES = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # quantiles between which an interval lies
 
 
 def summary(
@@ -88,6 +89,7 @@ def _clip(result: ClipResult, streams: Streams) -> dict[str, Any]:
     return {
         "key": result.key,
         "label": result.label,
+        "video": result.video,
         "top5": top_classes(result.joint, streams.classes),
         "streams": {name: top_classes(logits, streams.classes, 1)[0] for name, logits in result.logits.items()},
     }
@@ -139,12 +141,16 @@ def intervals(places: np.ndarray, labels: np.ndarray, videos: Sequence[str]) -> 
     names, video_of = np.unique(videos, return_inverse=True)
     if len(names) == 1:
         return {name: [0.0, 1.0] for name in MEASURES}
-    random = np.random.default_rng(SEED)
-    draws = (random.integers(len(names), size=len(names)) for _ in range(RESAMPLES))
-    times = (np.bincount(drawn, minlength=len(names))[video_of] for drawn in draws)
-    found = np.array([measures(places, labels, some) for some in times])
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0).tolist()
+    found = np.array([measures(places, labels, times[video_of]) for times in draws(len(names))])
+    low, high = np.quantile(found, EDGES, axis=0).tolist()
     return {name: [low[place], high[place]] for place, name in enumerate(MEASURES)}
+
+
+def draws(videos: int) -> Iterator[np.ndarray]:
+    """The bootstrap's draws: how often each of so many videos is drawn, [videos] int64, `RESAMPLES` times."""
+    random = np.random.default_rng(SEED)
+    for _ in range(RESAMPLES):
+        yield np.bincount(random.integers(videos, size=videos), minlength=videos)
 
 
 def _with_intervals(places: np.ndarray, labels: np.ndarray, videos: Sequence[str]) -> dict[str, Any]:

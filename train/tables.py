@@ -1,13 +1,13 @@
 """The paper's tables 2 to 5 filled with what cells found, as rows of text; pages are made of these."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from manifests.sample import FormatError
-from train.cells import Cell, CellList, Dataset
+from train.cells import Cell, CellList, Dataset, Difference
+from train.outcomes import of_common_clips, outcome_of, weighted_interval
 from train.paper import (
     IMAGENET,
     IMAGENET_KINETICS,
@@ -28,20 +28,30 @@ RESULT_BYTES = 1 << 30
 # What goes wrong when JSON of a stranger is read as something that it is not.
 DAMAGED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 FIRST_SPLIT = 1  # that tables 2 and 4 are of
+DIFFERENCES_NOTE = (
+    "Points of top-1 between two tests of the same clips, with a 95 % interval of the bootstrap over source videos; of "
+    "several splits and seeds the mean. What another training would give the interval does not know."
+)
 
 
-class Found(NamedTuple):
-    """A share of clips right, in percent, and its 95 % interval; of several splits their mean."""
+@dataclass(frozen=True)
+class Found:
+    """A share of clips right, in percent, and its 95 % interval; of several splits or seeds their mean.
+
+    `by_seed` has the share of each seed, where there are several.
+    """
 
     top1: float
     low: float
     high: float
     top5: float
+    by_seed: tuple[float, ...] = ()
 
     @property
     def text(self) -> str:
-        """Share and interval."""
-        return f"{self.top1:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        """Share and interval, and the shares that it is the mean of."""
+        seeds = f", of seeds {', '.join(f'{top1:.1f}' for top1 in self.by_seed)}" if self.by_seed else ""
+        return f"{self.top1:.1f} [{self.low:.1f}, {self.high:.1f}]{seeds}"
 
 
 class Entry(NamedTuple):
@@ -122,26 +132,24 @@ def _read_result(cell: Cell) -> dict[str, Any]:
         shares = [found["top1"], found["top5"], found["mean_class_accuracy"], *found["intervals"]["top1"]]
         if len(shares) != 5 or not all(type(share) in (int, float) and 0 <= share <= 1 for share in shares):
             raise ValueError(f"shares of clips are {shares}")
+        outcome_of(found)  # which what is made of several results reads
         return found
     except FormatError:
         raise
     except DAMAGED as error:
-        raise FormatError(f"{file}: not what i3d-eval writes: {error!r}") from error
+        raise FormatError(f"{file}: not what this i3d-eval writes: {error!r}") from error
 
 
 def found_of(results: Sequence[Mapping[str, Any]]) -> Found:
-    """A figure of the results of one split or several.
-
-    The interval of a mean takes the splits' tests as independent of each other.
-    """
+    """A figure of one result, or the mean of several of other splits or seeds."""
     count = len(results)
     top1 = 100 * sum(some["top1"] for some in results) / count
     top5 = 100 * sum(some["top5"] for some in results) / count
-    intervals = [some["intervals"]["top1"] for some in results]
     if count == 1:
-        return Found(top1, 100 * intervals[0][0], 100 * intervals[0][1], top5)
-    half = 100 * math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / count
-    return Found(top1, max(0.0, top1 - half), min(100.0, top1 + half), top5)
+        low, high = results[0]["intervals"]["top1"]
+    else:
+        low, high = weighted_interval([(1 / count, outcome_of(some)) for some in results])
+    return Found(top1, 100 * low, 100 * high, top5)
 
 
 @dataclass(frozen=True)
@@ -164,24 +172,61 @@ class _Filling:
 
     def _entry(self, place: Place, splits: Sequence[int | None], printed: Mapping[Place, Score], there: Place) -> Entry:
         dataset = self.datasets[place.dataset]
-        cells = [cell for cell in self.results if cell.place == place and cell.split in splits]
+        cells = {(cell.seed, cell.split): cell for cell in self.results if cell.place == place}
+        every = dict.fromkeys(seed for seed, _ in cells)
+        seeds = [seed for seed in every if all((seed, split) in cells for split in splits)]
         found = None
-        if len(cells) == len(splits):
-            found = found_of([self.results[cell] for cell in cells])
-            self.used.update(cells)
+        if seeds:
+            by_seed = [[cells[seed, split] for split in splits] for seed in seeds]
+            found = found_of([self.results[cell] for group in by_seed for cell in group])
+            if len(seeds) > 1:
+                means = (sum(self.results[cell]["top1"] for cell in group) / len(group) for group in by_seed)
+                found = replace(found, by_seed=tuple(100 * mean for mean in means))
+            self.used.update(cell for group in by_seed for cell in group)
         paper = printed.get(there._replace(dataset=str(dataset.paper)))
         return Entry(found, paper, str(dataset.paper), dataset.same and there == place)
 
 
 def tables(cell_list: CellList, results: Results) -> list[Table]:
-    """Tables 2 to 5, those of them that any of the cells belongs to, and one of the cells that belong to none."""
+    """Tables 2 to 5, as far as cells belong to them; one of those that belong to none; one of each comparison."""
     datasets = {name: some for name, some in cell_list.datasets.items() if some.paper is not None}
     filling = _Filling(datasets, results)
     made = [make(filling) for make in (_table2, _table3, _table4, _table5)]
     others = [(cell.name, found_of([result]).text) for cell, result in results.items() if cell not in filling.used]
     note = "Top-1 in percent."
     more = Table("Cells that stand in none of the paper's tables", note, ("", "top-1"), tuple(others))
-    return [table for table in made if table is not None] + ([more] if others else [])
+    return [
+        *(table for table in made if table is not None),
+        *([more] if others else []),
+        *_differences(cell_list.differences, results),
+    ]
+
+
+def _differences(differences: Sequence[Difference], results: Results) -> Iterator[Table]:
+    """Of each comparison the rows that any two cells are done of."""
+    note = DIFFERENCES_NOTE
+    for difference in differences:
+        rows = [
+            (name, *_difference([(results[a], results[b]) for a, b in pairs if a in results and b in results]))
+            for name, pairs in difference.rows.items()
+            if any(a in results and b in results for a, b in pairs)
+        ]
+        if rows:
+            yield Table(difference.title, note, ("", "difference", "of each split and seed", "clips"), tuple(rows))
+            note = ""
+
+
+def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[str, str, str]:
+    """The mean difference with its interval, that of each pair where there are several, and the clips of each."""
+    compared = [of_common_clips((outcome_of(first), outcome_of(second))) for first, second in pairs]
+    if not all(len(first.keys) for first, _ in compared):
+        return "–", "–", "0"
+    each = [100 * (first.share - second.share) for first, second in compared]
+    weight = 100 / len(compared)
+    low, high = weighted_interval([w for first, second in compared for w in ((weight, first), (-weight, second))])
+    found = f"{signed(sum(each) / len(each))} [{signed(low)}, {signed(high)}]"
+    clips = dict.fromkeys(f"{len(first.keys):,}" for first, _ in compared)
+    return found, ", ".join(map(signed, each)) if len(each) > 1 else "", ", ".join(clips)
 
 
 def _table2(filling: _Filling) -> Table | None:
@@ -282,7 +327,8 @@ def _table(title: str, note: str, head: Sequence[str], rows: Sequence[_Row]) -> 
 
 def signed(difference: float) -> str:
     """A difference with its sign, such as "+1.2"."""
-    return f"{'+' if difference >= 0 else MINUS}{abs(difference):.1f}"
+    words = f"{abs(difference):.1f}"
+    return words if float(words) == 0 else f"{'+' if difference > 0 else MINUS}{words}"
 
 
 def _score(score: Score) -> str:

@@ -37,7 +37,7 @@ def tables_page(title: str, tables: Sequence[Table], results: Results, cells: in
     """
     sections: list[str] = [cards({"cells done": f"{len(results):,} of {cells:,}"}), _table1()]
     for some in tables:
-        sections += [f"<h2>{escape(some.title)}</h2><p>{escape(some.note)}</p>", table(some.head, some.rows)]
+        sections += [f"<h2>{escape(printable(some.title))}</h2><p>{escape(some.note)}</p>", table(some.head, some.rows)]
     groups: dict[str, dict[Cell, dict[str, Any]]] = {}
     for cell, result in results.items():
         groups.setdefault("/".join(cell.folder.parts[-3:-1]), {})[cell] = result
@@ -60,7 +60,7 @@ def tables_markdown(tables: Sequence[Table]) -> str:
     for some in tables:
         lines = [some.head, ("---",) * len(some.head), *some.rows]
         rows = "\n".join(f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in lines)
-        parts.append(f"**{some.title}.** {some.note}\n\n{rows}\n")
+        parts.append(f"**{_markdown(some.title)}.** {some.note}\n\n{rows}\n")
     return "\n".join(parts)
 
 

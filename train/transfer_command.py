@@ -21,9 +21,11 @@ from train.cli import train_command
 from train.decode import Crops
 from train.frozen import features_of, with_softmax
 from train.hold_out import hold_out
-from train.loader import decoding_processes, naming_dead_workers
+from train.loader import Bad, decoding_processes, naming_dead_workers
 from train.options import CONTEXT, CROPS_OPTION, FLIPS_OPTION, HELD_OUT_SHARE
 from train.picture_size import crop_to_show, warn_of_others
+from train.progress import shown
+from train.quarantine import TooManyBad
 from train.recipes import RecipeName, lay_recipe
 from train.run import RunError, identity
 from train.schedule import Schedule, rate_of_batch, schedule_steps
@@ -160,7 +162,7 @@ def transfer_command(context: click.Context, /, **options: Any) -> None:
     asked = Asked(**options, training=training, typed=typed)
     try:
         found = transfer(asked)
-    except (ValueError, CheckpointError, RunError, LeaseHeld, ProgramFailed, OSError) as error:
+    except (ValueError, CheckpointError, RunError, LeaseHeld, ProgramFailed, TooManyBad, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     except KeyboardInterrupt:
         raise click.ClickException("stopped; the same command goes on") from None
@@ -314,14 +316,16 @@ def _fix(
 ) -> list[Candidate]:
     """Train the last layer of the frozen network, write the network, and say what each rate came to."""
     labels = samples.classes.labels if samples.classes is not None else ()
-    clips = _labelled(asked, cell, initial, samples)
+    used, clips = _labelled(asked, cell, initial, samples)
     rest, held_out = clips, None
     if validation is not None:
-        held_out = _labelled(asked, cell, initial, validation)
+        _, held_out = _labelled(asked, cell, initial, validation)
     elif cell.hold_out is not None:
         _, chosen = hold_out(samples, cell.hold_out)
-        is_held_out = np.isin(samples.records["key"], chosen.records["key"])
+        is_held_out = np.isin(used.records["key"], chosen.records["key"])
         rest, held_out = clips.take(~is_held_out), clips.take(is_held_out)
+        if not (len(rest.classes) and len(held_out.classes)):
+            raise TooManyBad("all clips that are held out, or all others, cannot be used")
     candidates = []
     if held_out is not None and len(cell.rates) > 1:
         for rate in cell.rates:
@@ -337,16 +341,33 @@ def _fix(
     return candidates
 
 
-def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> Labelled:
-    """Features of clips."""
+def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> tuple[Samples, Labelled]:
+    """Those of the clips that can be used, and their features.
+
+    Raises:
+        TooManyBad: more of them than --max-bad cannot, or all.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = decoding_processes(asked.training["workers"])
+    workers, maximum = decoding_processes(asked.training["workers"]), asked.training["max_bad"]
     folder = asked.features or asked.output / "features"
     click.echo(f"features of {len(samples)} clips, kept in {folder}")
+    rows: list[np.ndarray] = []
+    good: list[int] = []
     with naming_dead_workers():
-        pieces = list(features_of(samples, initial, cell.crop, folder, device, workers))
-    classes = samples.records["class_index"].astype(np.int64)
-    return Labelled(torch.from_numpy(np.concatenate(pieces)), torch.from_numpy(classes))
+        found = features_of(samples, initial, cell.crop, folder, device, workers)
+        for place, row in enumerate(shown(found, "features", len(samples))):
+            if not isinstance(row, Bad):
+                rows.append(row)
+                good.append(place)
+                continue
+            click.echo(f"left out: {printable(row.message)}", err=True)
+            if (count := place + 1 - len(good)) > maximum:
+                raise TooManyBad(f"{count} clips cannot be used, more than --max-bad {maximum}: {row.message}")
+    if not good:
+        raise TooManyBad(f"none of the {len(samples)} clips can be used")
+    used = samples.take(good)
+    classes = used.records["class_index"].astype(np.int64)
+    return used, Labelled(torch.from_numpy(np.stack(rows)), torch.from_numpy(classes))
 
 
 def _softmax_training(asked: Asked, cell: Cell, rate: float) -> Training:

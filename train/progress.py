@@ -1,0 +1,45 @@
+"""Progress through clips or videos outside of training: a bar on a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from train.loader import Bad
+
+PLAIN_SECONDS = 15.0
+T = TypeVar("T")
+
+
+def is_bad(item: object) -> bool:
+    """Whether an item is a sample that cannot be used."""
+    return isinstance(item, Bad)
+
+
+def shown(items: Iterable[T], words: str, total: int, failed: Callable[[T], bool] = is_bad) -> Iterator[T]:
+    """Pass items on, and say on the error stream how many of `total` there were, how fast, how many of them `failed`.
+
+    The rate is the mean since the first was asked for.
+    """
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    told = TextColumn("{task.fields[told]}")
+    began = said = time.monotonic()
+    failures = 0
+    with Progress(*columns, told, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(words, total=total, told="")
+        for number, item in enumerate(items, start=1):
+            failures += failed(item)
+            now = time.monotonic()
+            rate = number / max(now - began, 1e-9)
+            line = f"{rate:.3g}/s{f'  {failures} failed' if failures else ''}"
+            progress.update(task, completed=number, told=line)
+            if not console.is_terminal and now - said >= PLAIN_SECONDS:
+                left = timedelta(seconds=round((total - number) / rate))
+                console.print(f"{words}: {number}/{total}  {line}  {left} left", highlight=False, soft_wrap=True)
+                said = now
+            yield item
