@@ -25,8 +25,7 @@ from train.log import read_metrics
 from train.quarantine import read_quarantine
 from train.stream import open_samples
 
-# A store of its own for each attempt: torchrun otherwise keeps one, in which a restarted rank may find old addresses.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 DOUBLE = ("-m", "tests.golden.double")
 SINGLE = (Path(sys.executable).with_name("i3d-train"),)
 SMALL = (

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -97,7 +98,11 @@ def joined(ranks: Ranks) -> Iterator[None]:
     gpu = ranks.device.type == "cuda"
     if gpu:
         torch.cuda.set_device(ranks.device)
-    dist.init_process_group("nccl" if gpu else "gloo", rank=ranks.rank, world_size=ranks.count)
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.count))
+    # torchrun of torch 2.13 keeps one store for all its restarts, in which addresses of ranks that were killed stay.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.count)
     try:
         yield
     finally:
