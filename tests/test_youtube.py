@@ -1,12 +1,9 @@
-"""What is particular to YouTube and yt-dlp: its messages, streams, cookies, proxies, and what has to be installed."""
+"""What is particular to YouTube and yt-dlp: pages, cookies, proxies, rates, and what has to be installed."""
 
 import base64
-import json
 import os
 import re
 import stat
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -22,203 +19,15 @@ from test_pipeline import HEADER, prep
 from manifests.clip import youtube_clip
 from pipeline import fetch, turns, youtube
 from pipeline.fetch import UrlSource, forget_refusals, parse_source, reading, with_net
-from pipeline.ledger import REASONS
 from pipeline.remote import RemoteVideo
 from pipeline.runners import fetching_processes
 from pipeline.video import VideoError
-from pipeline.youtube import check_proxy, format_arguments, preflight, read_cookies, reason_of, without_credentials
+from pipeline.youtube import check_proxy, preflight, read_cookies, without_credentials
 
 DATAFLOW = (
     *("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t"),
     "--sdk_container_image=example.org/image:1",
 )
-HINT = (
-    ". Use --cookies-from-browser or --cookies for the authentication. See  "
-    "https://github.com/yt-dlp/yt-dlp/wiki/FAQ#how-do-i-pass-cookies-to-yt-dlp  for how to manually pass cookies"
-)
-
-
-@pytest.mark.parametrize(
-    ("message", "reason"),
-    [
-        (f"Sign in to confirm you\u2019re not a bot{HINT}", "blocked"),
-        ("Something. YouTube is requiring a captcha challenge before playback", "blocked"),
-        ("All player responses are invalid. Your IP is likely being blocked by Youtube", "blocked"),
-        ("Video unavailable. This content isn\u2019t available.", "blocked"),
-        ("Unable to download API page: HTTP Error 429: Too Many Requests (caused by <HTTPError 429>)", "throttled"),
-        (
-            "Video unavailable. This content isn't available, try again later. The current session has been "
-            "rate-limited by YouTube for up to an hour.",
-            "throttled",
-        ),
-        (f"Sign in to confirm your age. This video may be inappropriate for some users{HINT}", "age"),
-        ("Sign in if you've been granted access to this video", "login"),
-        (f"Private video. Sign in if you've been granted access to this video{HINT}", "private"),
-        ("Video unavailable. This video is private", "private"),
-        ("Premieres in 6 hours", "upcoming"),
-        ("This live event will begin in 2 days.", "upcoming"),
-        ("This live event has ended.", "upcoming"),
-        ("This live stream recording is not available.", "removed"),
-        ("Video unavailable. This video has been removed by the uploader", "removed"),
-        ("This video has been removed for violating YouTube's policy on hate speech.", "removed"),
-        ("Video unavailable. This video has been removed for violating YouTube's Terms of Service", "removed"),
-        (
-            "Video unavailable. This video is no longer available because the YouTube account associated with this "
-            "video has been terminated.",
-            "removed",
-        ),
-        (
-            "Video unavailable. This video is no longer available because the uploader has closed their YouTube "
-            "account.",
-            "removed",
-        ),
-        ("Video unavailable. This video is no longer available due to a copyright claim by Example", "removed"),
-        (
-            "Video unavailable. This video contains content from Example, who has blocked it on copyright grounds",
-            "removed",
-        ),
-        ("Video unavailable", "removed"),
-        (
-            "Video unavailable. This video contains content from Example, who has blocked it in your country on "
-            "copyright grounds",
-            "region",
-        ),
-        (
-            "The uploader has not made this video available in your country\nThis video is available in Germany.\n"
-            "You might want to use a VPN or a proxy server (with --proxy) to workaround.",
-            "region",
-        ),
-        ("This video is not available from your location due to geo restriction", "region"),
-        ("This video is available to this channel's members on level: One (or any higher level).", "login"),
-        ("Join this channel to get access to members-only content like this video, and other perks.", "login"),
-        ("This video is only available to Music Premium members", "login"),
-        ("This video requires payment to watch.", "login"),
-        ("This video is DRM protected", "encrypted"),
-        ("Requested format is not available. Use --list-formats for a list of available formats", "fetch-failed"),
-        (
-            "The following content is not available on this app.. Watch on the latest version of YouTube.",
-            "fetch-failed",
-        ),
-        ("No video formats found!", "fetch-failed"),
-        ("Failed to extract any player response", "fetch-failed"),
-        (
-            "Unable to download API page: ('Connection aborted.', ConnectionResetError(104, 'Connection reset by "
-            "peer')) (caused by TransportError)",
-            "fetch-failed",
-        ),
-        ("Unable to download webpage: HTTP Error 503: Service Unavailable (caused by <HTTPError 503>)", "fetch-failed"),
-        (
-            "Unable to download API page: <urllib3.connection.HTTPSConnection object at 0x72dd0c0b2c10>: Failed to "
-            "resolve 'www.youtube.com' ([Errno -3] Temporary failure in name resolution) (caused by TransportError)",
-            "unreachable",
-        ),
-        ("[Errno 111] Connection refused (caused by TransportError('[Errno 111] Connection refused'))", "unreachable"),
-        ("[Errno 101] Network is unreachable", "unreachable"),
-        (
-            "('Unable to connect to proxy', OSError('Tunnel connection failed: 407 Proxy Authentication'))",
-            "unreachable",
-        ),
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate", "unreachable"),
-        (
-            "Unable to download API page: (<HTTPSConnection(host='www.youtube.com', port=443) at 0x1f029f5d150>, "
-            "'Connection to www.youtube.com timed out. (connect timeout=20.0)')",
-            "timeout",
-        ),
-        ("Unable to download webpage: The read operation timed out (caused by TransportError)", "timeout"),
-        ("Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404: Not Found>)", "missing"),
-    ],
-)
-def test_what_yt_dlp_says(message, reason):
-    warning = "WARNING: [youtube] Video unavailable, says a client that is tried first\n"
-    assert reason_of(f"{warning}ERROR: [youtube] abcdefghijk: {message}") == reason
-    assert reason in REASONS
-
-
-def test_what_was_refused_is_told_from_what_yt_dlp_warned_of():
-    assert reason_of("ERROR: unable to download video data: HTTP Error 403: Forbidden") == "blocked"
-    assert reason_of("HTTP Error 403: Forbidden") == "blocked"
-    assert reason_of("WARNING: HTTP Error 403: Forbidden\nERROR: [youtube] a: This video is private") == "private"
-    assert {reason for _, reason in youtube.MESSAGES} <= set(REASONS)
-
-
-# Streams as YouTube offers them, by yt-dlp's names.
-STORYBOARD = {"format_id": "sb0", "ext": "mhtml", "protocol": "mhtml", "vcodec": "none", "width": 320, "height": 180}
-STORYBOARD |= {"acodec": "none", "format_note": "storyboard", "fps": 0.1}
-SOUND = {"format_id": "140", "ext": "m4a", "vcodec": "none", "acodec": "mp4a.40.2", "filesize": 3_000_000}
-CODECS = {"avc1.4d401e": (133, 60), "vp09.00.20.08": (242, 50), "av01.0.01M.08": (394, 40)}
-
-
-def stream(format_id, width, height, codec="avc1.4d401e", size=1000, **more):
-    found = {"format_id": format_id, "width": width, "height": height, "vcodec": codec, "acodec": "none", "fps": 30}
-    found |= {"ext": "webm" if codec.startswith("vp") else "mp4", "filesize": size * 1000, "dynamic_range": "SDR"}
-    return found | more
-
-
-def table(*sizes, turned=False):
-    """All sizes in all three codecs; avc1 ends at 1080 lines."""
-    streams = [SOUND, STORYBOARD]
-    for height in sizes:
-        width = round(height * 16 / 9 / 2) * 2
-        size = (height, width) if turned else (width, height)
-        for codec, (number, bytes_per_line) in CODECS.items():
-            if height <= 1080 or not codec.startswith("avc1"):
-                streams.append(stream(f"{number}-{height}", *size, codec, height * bytes_per_line))
-    return streams
-
-
-ALL = (144, 240, 360, 480, 720, 1080, 1440, 2160)
-HDR = [stream(f"694-{h}", h * 2, h, "vp09.02.51.10", h * 30, dynamic_range="HDR10") for h in (144, 360)]
-TEN_BITS = {"dynamic_range": "HDR10"}
-MUXED = stream("18", 640, 360, "avc1.42001E", 40_000, acodec="mp4a.40.2")
-PLAYLIST = stream("230", 640, 360, "avc1.4D401E", protocol="m3u8_native", filesize=None) | {"ext": "mp4"}
-PREMIUM = stream("616", 1920, 1080, "vp09.00.40.08", 900, format_note="Premium", source_preference=100)
-
-
-@pytest.mark.parametrize(
-    ("streams", "short_side", "chosen"),
-    [
-        (table(*ALL), 256, "133-360"),
-        (table(*ALL), 240, "133-240"),
-        (table(*ALL), 1080, "133-1080"),
-        ([*table(*ALL), *HDR, MUXED, PLAYLIST, PREMIUM], 256, "133-360"),
-        (table(*ALL, turned=True), 256, "133-360"),
-        ([stream("narrow", 202, 360), *table(480)], 256, "133-480"),
-        (table(144, 240), 256, "133-240"),
-        ([SOUND, STORYBOARD, MUXED], 256, "18"),
-        ([SOUND, PLAYLIST, stream("398-360", 640, 360, "av01.0.01M.08")], 256, "398-360"),
-        ([SOUND, STORYBOARD, PLAYLIST], 256, "230"),
-        ([*HDR, *(s for s in table(360) if s["format_id"].startswith(("242", "394", "140")))], 256, "242-360"),
-        (
-            [stream("sdr", 640, 360, "av01.0.01M.08", 500), stream("hdr", 640, 360, "av01.0.01M.10", 300, **TEN_BITS)],
-            256,
-            "sdr",
-        ),
-    ],
-    ids=range(12),
-)
-def test_the_smallest_stream_that_is_large_enough(streams, short_side, chosen, tmp_path):
-    told = [{"url": f"https://example.org/{s['format_id']}", "protocol": "https"} | s for s in streams]
-    info = {"id": "abcdefghijk", "title": "t", "extractor": "youtube", "extractor_key": "Youtube", "formats": told}
-    page = tmp_path / "info.json"
-    found = []
-    for order in (info["formats"], info["formats"][::-1]):
-        page.write_text(json.dumps({**info, "formats": order}))
-        command = [sys.executable, "-m", "yt_dlp", "--ignore-config", *format_arguments(short_side)]
-        command += ["--load-info-json", str(page), "--simulate", "--print", "format_id"]
-        found.append(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip())
-    assert found == [chosen, chosen]
-
-
-def test_sound_alone_is_not_fetched(tmp_path):
-    (tmp_path / "info.json").write_text(
-        json.dumps({"id": "a", "title": "t", "formats": [{**SOUND, "url": "https://example.org/140"}]})
-    )
-    command = [sys.executable, "-m", "yt_dlp", "--ignore-config", *format_arguments(256), "--simulate"]
-    done = subprocess.run(
-        [*command, "--load-info-json", str(tmp_path / "info.json")], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode
-    assert reason_of(done.stderr) == "fetch-failed"
 
 
 def program(folder, name, text):
