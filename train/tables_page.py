@@ -93,7 +93,8 @@ def _details(group: Results) -> Iterator[str]:
     """Of each cell: its shares, the confusions, the hardest classes."""
     for cell, result in group.items():
         found = found_of([result])
-        title = f"{MODELS[cell.place.model]}, {STREAM_NAMES[cell.place.stream]}: {found.top1:.1f} %"
+        seed = "" if cell.seed is None else f", seed {cell.seed}"
+        title = f"{MODELS[cell.place.model]}, {STREAM_NAMES[cell.place.stream]}{seed}: {found.top1:.1f} %"
         clips = result["clip_list"]
         missing = "unknown" if clips["missing"] is None else f"{len(clips['missing']):,}"
         said = cards(
@@ -165,14 +166,12 @@ def _words(value: object) -> str:
 
 
 def _disagreements(group: Results) -> Iterator[str]:
-    """Clips that RGB or flow alone got right, of each model that has both."""
+    """Clips that RGB or flow alone got right, of each model that has both; of several seeds the first."""
+    found = {(cell.place.model, cell.place.stream, cell.seed): result for cell, result in group.items()}
     for model in MODELS:
-        alone = {
-            stream: next((r for c, r in group.items() if (c.place.model, c.place.stream) == (model, stream)), None)
-            for stream in ("rgb", "flow")
-        }
-        if alone["rgb"] is not None and alone["flow"] is not None:
-            yield _disagreement(model, alone["rgb"], alone["flow"])
+        both = [seed for m, stream, seed in found if (m, stream) == (model, "rgb") and (m, "flow", seed) in found]
+        if both:
+            yield _disagreement(model, found[model, "rgb", both[0]], found[model, "flow", both[0]])
 
 
 def _disagreement(model: Architecture, rgb: Mapping[str, Any], flow: Mapping[str, Any]) -> str:
