@@ -12,10 +12,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
 from google.cloud import storage
 
 from tests.emulator import google_storage
+
+# The same examples each time, so that what fails has been changed; `pytest --hypothesis-profile=default` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

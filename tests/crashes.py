@@ -127,8 +127,12 @@ class Place:
 
     def finished(self) -> dict[str, tuple[int, int]]:
         """Finished clips by their names, which end in .rgb.tar where the flow is missing: inode and time."""
-        stats = {path.name: path.stat() for path in self.output.glob("clips/*/[!.]*.tar")}
-        return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+        found = {}
+        for path in self.output.glob("clips/*/[!.]*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # one that waited for its flow goes when it has it
+                stat = path.stat()
+                found[path.name] = stat.st_ino, stat.st_mtime_ns
+        return found
 
     def has_begun(self, name: str) -> bool:
         """Whether a temporary file of that name holds something; folders may come and go while they are looked at."""

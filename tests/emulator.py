@@ -20,14 +20,9 @@ START_SECONDS = 30
 @contextmanager
 def google_storage() -> Iterator[storage.Client]:
     """Run the server while the block runs; `STORAGE_EMULATOR_HOST` names it. Gives a client of it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [PROGRAM, "-scheme", "http", "-host", "127.0.0.1", "-port", address.split(":")[1], "-backend", "memory"]
-    server = subprocess.Popen([*map(str, command), "-public-host", address], stderr=subprocess.DEVNULL)
+    address, server = _started()
     os.environ["STORAGE_EMULATOR_HOST"] = f"http://{address}"
     try:
-        _wait_for(f"http://{address}/storage/v1/b")
         yield storage.Client(project="emulated", credentials=AnonymousCredentials())
     finally:
         del os.environ["STORAGE_EMULATOR_HOST"]
@@ -35,13 +30,23 @@ def google_storage() -> Iterator[storage.Client]:
         server.wait()
 
 
-def _wait_for(url: str) -> None:
+def _started() -> tuple[str, subprocess.Popen[bytes]]:
+    """A server that answers, and its address; another port where somebody took the free one before it did."""
     until = time.monotonic() + START_SECONDS
     while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        address = f"127.0.0.1:{port}"
+        command = [PROGRAM, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory"]
+        server = subprocess.Popen([*map(str, command), "-public-host", address], stderr=subprocess.DEVNULL)
+        while server.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://{address}/storage/v1/b", timeout=5).close()
+                return address, server
+            except OSError:
+                if time.monotonic() > until:
+                    server.kill()
+                    raise
+                time.sleep(0.05)
+        assert time.monotonic() < until, f"{PROGRAM} ends with status {server.returncode}"

@@ -30,7 +30,6 @@ SIZE = 300_000
 def net(tmp_path, monkeypatch):
     """Four files of random bytes on a server; parts are small, so that a file is many."""
     monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(remote, "PART_BYTES", 1 << 15)
     (tmp_path / "net").mkdir()
     for name in "abcd":
@@ -113,7 +112,8 @@ def test_names_tell_places_sizes_and_versions_apart(net, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_download_is_begun_anew_and_leaves_nothing(net, tmp_path, number):
+def test_a_killed_download_is_begun_anew_and_leaves_nothing(net, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(remote, "AT_A_TIME", 1)  # so that it takes seconds
     cache = Cache(tmp_path / "cache", 4 * SIZE)
     net.bytes_a_second = 50_000
     downloader = alone(cache.fetch, shard(net, "a"))

@@ -18,7 +18,7 @@ COMMANDS = {"run", "plan", "status", "verify", "preview", "report", "compact", "
     ("command", "arguments"),
     [
         (main, ()),
-        *[(main, (name,)) for name in COMMANDS],
+        *[(main, (name,)) for name in sorted(COMMANDS)],
         (train_command, ()),
         (evaluate_command, ()),
         (predict_command, ()),

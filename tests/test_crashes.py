@@ -150,7 +150,7 @@ def kill(place, moment, run):
         os.kill(child, signal.SIGKILL)
         assert run.wait(180) == 0, place.said
     run.wait()
-    wait_for(lambda: not (place.processes() or place.is_held()), seconds=5)
+    wait_for(lambda: not (place.processes() or place.is_held()), seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_storage_that_fails_now_and_then(place, undisturbed, videos, bucket, m
         print(f"\nstorage: {dict(storage.fates)}: status {status}: {place.said.strip().splitlines()[-1]}")
     assert {"refused", "dropped", "answer dropped"} < storage.fates.keys()
     assert status == 0 or "Error: " in place.said
-    wait_for(lambda: not place.processes(), seconds=5)
+    wait_for(lambda: not place.processes(), seconds=60)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
     prep(*command)
     assert totals(output) == totals(undisturbed)
@@ -318,7 +318,7 @@ def test_a_killed_run_into_a_bucket(place, undisturbed, videos, bucket, monkeypa
     place.wait_until_stopped(run)
     place.kill_everything()
     run.wait()
-    wait_for(lambda: not place.processes(), seconds=5)
+    wait_for(lambda: not place.processes(), seconds=60)
     before = [path.name for path in output.glob("clips/*/*.tar")]
     place.forget_calls()
     assert "its lease ends in 60 minutes" in prep(*command, status=1)

@@ -20,33 +20,33 @@ def alive(pid):
 
 
 def test_output_and_errors_come_back(tmp_path):
-    output, errors = run_child(["sh", "-c", "pwd; echo no >&2"], deadline_seconds=10, cwd=tmp_path)
+    output, errors = run_child(["sh", "-c", "pwd; echo no >&2"], deadline_seconds=60, cwd=tmp_path)
     assert output.decode().strip() == str(tmp_path)
     assert errors == "no\n"
 
 
 def test_a_failure_carries_the_raw_message():
     with pytest.raises(ChildError, match=r"sh ended with status 3: broken \$HOME") as caught:
-        run_child(["sh", "-c", "echo 'broken $HOME' >&2; exit 3"], deadline_seconds=10)
+        run_child(["sh", "-c", "echo 'broken $HOME' >&2; exit 3"], deadline_seconds=60)
     assert caught.value.message == "broken $HOME"
     with pytest.raises(ChildError, match="killed by SIGSEGV"):
-        run_child(["sh", "-c", "kill -SEGV $$"], deadline_seconds=10)
+        run_child(["sh", "-c", "kill -SEGV $$"], deadline_seconds=60)
 
 
 def test_long_messages_keep_their_end():
     with pytest.raises(ChildError) as caught:
-        run_child(["sh", "-c", "yes banner | head -c 100000 >&2; echo the point >&2; exit 1"], deadline_seconds=10)
+        run_child(["sh", "-c", "yes banner | head -c 100000 >&2; echo the point >&2; exit 1"], deadline_seconds=60)
     assert len(caught.value.message) < 5000
     assert caught.value.message.endswith("the point")
 
 
 def test_the_deadline_kills_all_that_the_child_started():
     started = time.monotonic()
-    with pytest.raises(ChildTimeout, match=r"still running after 0\.5 s") as caught:
-        run_child(["sh", "-c", "sleep 60 & echo $! >&2; sleep 60"], deadline_seconds=0.5)
-    assert time.monotonic() - started < 10
+    with pytest.raises(ChildTimeout, match="still running after 3 s") as caught:
+        run_child(["sh", "-c", "sleep 60 & echo $! >&2; sleep 60"], deadline_seconds=3)
+    assert time.monotonic() - started < 30
     grandchild = int(caught.value.message)
-    for _ in range(100):
+    for _ in range(1200):
         if not alive(grandchild):
             break
         time.sleep(0.05)
@@ -57,7 +57,7 @@ def test_a_full_disk_is_not_the_inputs_fault():
     """Whatever the status: some tools say that the disk is full and end well."""
     for status in (0, 1):
         with pytest.raises(OSError, match="No space left on device"):
-            run_child(["sh", "-c", f"echo 'av_write: No space left on device' >&2; exit {status}"], deadline_seconds=10)
+            run_child(["sh", "-c", f"echo 'av_write: No space left on device' >&2; exit {status}"], deadline_seconds=60)
 
 
 def test_what_a_child_may_take(tmp_path, monkeypatch):
@@ -85,13 +85,13 @@ def test_the_deadline_holds_for_a_child_that_never_stops_writing(monkeypatch):
 
 
 def test_a_crash_leaves_no_dump(tmp_path):
-    _, errors = run_child(["sh", "-c", "ulimit -Hc >&2"], deadline_seconds=10, cwd=tmp_path)
+    _, errors = run_child(["sh", "-c", "ulimit -Hc >&2"], deadline_seconds=60, cwd=tmp_path)
     assert errors == "0\n"
 
 
 def test_killed_by_somebody():
     with pytest.raises(ChildKilled, match="sh killed by SIGKILL"):
-        run_child(["sh", "-c", "kill -KILL $$"], deadline_seconds=10)
+        run_child(["sh", "-c", "kill -KILL $$"], deadline_seconds=60)
 
 
 def test_no_such_program():
@@ -105,7 +105,7 @@ def test_children_die_with_us(tmp_path):
     code = f"from pipeline.process import run_child; run_child({child_command}, deadline_seconds=99)"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     pid = tmp_path / "pid"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (pid.exists() and pid.read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -113,7 +113,7 @@ def test_children_die_with_us(tmp_path):
     assert alive(child)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -45,7 +45,10 @@ def start(run, *options, ranks=1, restarts=0, program=DOUBLE):
 def train(run, *options, ranks=1, status=0, deadline_seconds=300, **how):
     """Train to the end; gives what was said."""
     child = start(run, *options, ranks=ranks, **how)
-    said = child.communicate(timeout=deadline_seconds)[0]
+    try:
+        said = child.communicate(timeout=deadline_seconds)[0]
+    finally:
+        child.kill()
     assert (child.returncode == 0) == (status == 0), said
     return said
 

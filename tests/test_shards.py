@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.clip import file_clip
@@ -34,6 +34,7 @@ def clips(count):
     return [file_clip(f"{i}.mp4", "x") for i in range(count)]
 
 
+@settings(deadline=None)
 @given(st.permutations(range(11)), st.integers(0, 3))
 def test_the_plan_does_not_depend_on_the_order_of_arrival(order, seed):
     specification = Specification("own", "0" * 64, samples_per_shard=4, seed=seed)

@@ -174,6 +174,7 @@ def test_bf16_keeps_what_the_released_network_sees(shared: Path) -> None:
     assert in_bf16.topk(5).indices.tolist() == wanted.topk(5).indices.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="a CPU without bf16 units")
 @pytest.mark.xfail(
     strict=True,

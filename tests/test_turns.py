@@ -32,7 +32,7 @@ def test_threads_share_the_gpus(monkeypatch):
         noted = list(pool.map(work, range(8)))
     assert max(most) == 2
     assert set(seen) == {"cuda:0", "cuda:1"}
-    assert all(seconds["flow"] == 1.0 and 0.03 <= seconds["gpu"] < 1 for seconds in noted)
+    assert all(seconds["flow"] == 1.0 and 0.03 <= seconds["gpu"] < 30 for seconds in noted)
 
 
 def test_a_gpu_comes_back_after_an_error(monkeypatch):

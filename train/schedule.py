@@ -101,7 +101,8 @@ def learning_rate(schedule: Schedule, step: int, drops: int = 0) -> float:
         return schedule.base_rate / 10.0 ** min(drops, 300)  # beyond, a float has no such power
     length = schedule.steps - schedule.warm_up_steps
     if schedule.name == "cosine":
-        return schedule.base_rate * (1 + math.cos(math.pi * done / length)) / 2
+        # (1 + cos 2x) / 2, which is not 0 at the last of a billion steps.
+        return schedule.base_rate * math.cos(math.pi * done / (2 * length)) ** 2
     # In integers: no rounding moves a bound. Floats would, at lengths such as 23 steps.
     released = RELEASED_STEPS[schedule.stream]
     power = next(p for first, p in reversed(_RELEASED_POWERS[schedule.stream]) if done * released >= first * length)
