@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,9 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     rows = np.load(file)
     damaged = {
         "expected 8 bytes got 6": lambda content: content.write(b"\x93NUMPY"),
+        "EOF|unterminated|was never closed|Cannot parse": lambda content: content.write(
+            b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': '<f4',"
+        ),
         "magic string": lambda content: np.savez(content, rows=rows),
         r"float32 \(1, 1023\), want float32 \(1, 1024\)": lambda content: np.save(content, rows[:, 1:]),
         "not finite": lambda content: np.save(content, np.full_like(rows, np.nan)),
@@ -148,32 +152,43 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
             list(features_of(samples, checkpoint, 32, tmp_path, CPU))
 
 
-def test_clips_without_features_are_named_each_time(tmp_path, monkeypatch):
+def test_clips_without_features_are_named_until_they_are_whole(tmp_path, monkeypatch):
     keys = damaged_copy(tmp_path / "data", (0, 2), "val")
     samples = open_samples(str(tmp_path / "data"), "val")
     checkpoint = checkpoint_of("two-stream", ("flow",))
     monkeypatch.setattr("train.frozen.PIECE_CLIPS", 3)
-    first, again = (list(features_of(samples, checkpoint, 32, tmp_path / "features", CPU)) for _ in range(2))
-    for found in (first, again):
-        assert [row.key for row in found if isinstance(row, Bad)] == keys
-        assert all("other bytes than the index says" in row.message for row in found if isinstance(row, Bad))
-    whole = list(features_of(open_samples(str(golden.DATASET), "val"), checkpoint, 32, tmp_path / "whole", CPU))
-    for rows in zip(first, again, whole, strict=True):
-        if not isinstance(rows[0], Bad):
-            assert np.array_equal(rows[0], rows[1])
-            assert np.array_equal(rows[0], rows[2])
+
+    def found(samples, folder):
+        return list(features_of(samples, checkpoint, 32, tmp_path / folder, CPU))
+
+    whole = found(open_samples(str(golden.DATASET), "val"), "whole")
+    for _ in range(2):
+        rows = found(samples, "features")
+        assert [row.key for row in rows if isinstance(row, Bad)] == keys
+        assert all("other bytes than the index says" in row.message for row in rows if isinstance(row, Bad))
+        assert all(isinstance(row, Bad) or np.array_equal(row, other) for row, other in zip(rows, whole, strict=True))
+    shutil.copytree(golden.DATASET, tmp_path / "data", dirs_exist_ok=True)
+    assert np.array_equal(found(samples, "features"), whole)
 
 
 def test_fixed_leaves_out_what_it_cannot_read(trained_elsewhere, tmp_path):
-    damaged_copy(tmp_path / "data", (1, 3), "train")
+    keys = damaged_copy(tmp_path / "data", (1, 3), "train")
     data = ("--shards", tmp_path / "data", "--train-split", "train", "--test-split", "val")
     how = (*data, *SMALL, "--model", "two-stream", "--stream", "both", "--setting", "fixed", "--steps", 5)
-    fixed = (*how, "--init", trained_elsewhere, "--rates", 0.1, "--output", tmp_path / "cell")
+    fixed = (*how, "--init", trained_elsewhere, "--output", tmp_path / "cell", "--hold-out", 0.5)
     said = command(transfer_command, *fixed, "--max-bad", 1, status=1)
     assert "2 clips cannot be used, more than --max-bad 1: " in said
     said = command(transfer_command, *fixed, "--max-bad", 2)
     assert len(re.findall("^left out: .*other bytes than the index says", said, re.MULTILINE)) == 2
-    assert result_of(tmp_path / "cell")["clips_labelled"] == 4
+    found = result_of(tmp_path / "cell")
+    assert [clip["key"] for clip in found["left_out"]] == keys
+    assert found["clips_labelled"] == 4
+    assert len(found["chosen"]["candidates"]) == 7
+    damaged_copy(tmp_path / "worse", range(len(open_samples(str(golden.DATASET), "train"))), "train")
+    fixed = ("--shards", tmp_path / "worse", *fixed[2:], "--features", tmp_path / "features")
+    assert "none of the 8 clips can be used" in command(
+        transfer_command, *fixed, "--output", tmp_path / "none", status=1
+    )
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path):

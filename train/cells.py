@@ -185,10 +185,13 @@ def _cells_of(content: dict[str, Any], output: Path) -> CellList:
         "streams": get_args(Inputs),
     }
     cells: dict[Path, Cell] = {}
+    seeded: dict[Place, bool] = {}
     for where, group in _groups(content, "cells"):
         for cell in _group(group, where, axes, datasets, starts, common, output):
             _require(cell.folder not in cells, f"{where}: {cell.name} stands in an earlier one")
             cells[cell.folder] = cell
+            same = seeded.setdefault(cell.place, cell.seed is not None) == (cell.seed is not None)
+            _require(same, f"{where}: {cell.name} stands in an earlier one, and one of them alone has seeds")
     _require(bool(cells), "cells: want [[cells]], one or several")
     every = tuple(cells.values())
     differences = (_difference(group, where, axes, every) for where, group in _groups(content, "differences"))
@@ -263,20 +266,22 @@ def _listed(group: Mapping[str, Any], key: str, axes: _Axes, where: str) -> list
 def _difference(group: Mapping[str, Any], where: str, axes: _Axes, cells: Sequence[Cell]) -> Difference:
     _only(group, _DIFFERENCE_KEYS, where)
     title = group.get("title")
-    _require(isinstance(title, str), f"{where}: title is {title!r}, want text")
+    _require(isinstance(title, str) and title.strip() != "", f"{where}: title is {title!r}, want text")
     axis_of = dict(zip(Place._fields, axes, strict=True))
     first, second = (_side(group, name, axis_of, axes, where) for name in ("first", "second"))
-    _require(set(first) == set(second), f"{where}: first and second are not of the same: {first!r}, {second!r}")
+    fits = set(first) == set(second) and first != second
+    _require(fits, f"{where}: first and second want other values of the same, not {first!r} and {second!r}")
     doubled = [axis_of[name] for name in first if axis_of[name] in group]
     _require(not doubled, f"{where}: {', '.join(doubled)} beside first and second, which say it")
     shared = [name for name in axis_of if name not in first]
+    found = {(cell.place, cell.split, cell.seed): cell for cell in cells}
     rows = {}
     for chosen in product(*(_listed(group, axis_of[name], axes, where) for name in shared)):
         common = dict(zip(shared, chosen, strict=True))
-        places = [Place._make({**common, **side}[name] for name in Place._fields) for side in (first, second)]
-        sides = [[cell for cell in cells if cell.place == place] for place in places]
-        if pairs := [(a, b) for a, b in product(*sides) if (a.split, a.seed) == (b.split, b.seed)]:
-            rows[", ".join(chosen)] = tuple(pairs)
+        one, other = (Place._make({**common, **side}[name] for name in Place._fields) for side in (first, second))
+        which = [(split, seed) for place, split, seed in found if place == one and (other, split, seed) in found]
+        if which:
+            rows[", ".join(chosen)] = tuple((found[one, s, n], found[other, s, n]) for s, n in which)
     _require(bool(rows), f"{where}: the list has no two cells, of one split and seed, that differ so")
     return Difference(str(title), rows)
 
@@ -314,8 +319,8 @@ def _seeds(group: Mapping[str, Any], options: dict[str, _Value], where: str) -> 
     if "seeds" not in group:
         return (None,)
     seeds = group["seeds"]
-    fits = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    _require(fits, f"{where}: seeds are {seeds!r}, want numbers from 0 on")
+    fits = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and 0 <= seed < 1 << 32 for seed in seeds)
+    _require(fits, f"{where}: seeds are {seeds!r}, want numbers from 0 to {(1 << 32) - 1}")
     _require("seed" not in options, f"{where}: seeds beside the option seed, which says it")
     return tuple(seeds)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from manifests.sample import FormatError
 from model import Architecture, Checkpoint, Network, Stream, fold_batch_norm, head_names
 from train.evaluate import network_logits
 from train.loader import Bad, Clip, whole_clips
-from train.quarantine import read_quarantine, write_quarantine
 from train.run import identity
 from train.softmax import Softmax
 from train.stream import Samples
 
 PIECE_CLIPS = 256  # whose features are one file: what a stop costs at most
 _VERSION = 1  # of what the files hold
+# What numpy raises for headers that are none; it reads them as a Python literal.
+DAMAGED = (ValueError, EOFError, TypeError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
 
 
 def features_of(
@@ -29,8 +31,8 @@ def features_of(
 ) -> Iterator[np.ndarray | Bad]:
     """Features of clips by a frozen network, from files of a folder where they are there, else computed and kept.
 
-    A file's name is a hash of all that decides what it holds: the clips, the network and the crop. Clips that cannot be
-    used are named in a file beside it.
+    A file's name is a hash of all that decides what it holds: the clips, the network and the crop. Pieces with
+    clips that cannot be used are not kept: such clips may be whole the next time.
 
     Args:
         samples: which clips.
@@ -53,14 +55,17 @@ def features_of(
         piece = samples.take(range(start, min(start + PIECE_CLIPS, len(samples))))
         file = folder / f"{_name(piece, checkpoint, crop)}.npy"
         if file.exists():
-            yield from _kept(file, piece, width)
+            yield from _read(file, (len(piece), width))
             continue
         network = network or _frozen(checkpoint, device)
         found = []
         for clip in whole_clips(piece, network.streams, crop, workers=workers):
             found.append(clip if isinstance(clip, Bad) else _finite_features(clip, network, device))
             yield found[-1]
-        _keep(file, found, width)
+        rows = [row for row in found if not isinstance(row, Bad)]
+        if len(rows) == len(found):
+            with complete_file(file) as content:
+                np.save(content, np.stack(rows), allow_pickle=False)
 
 
 def _finite_features(clip: Clip, network: Network, device: torch.device) -> np.ndarray:
@@ -70,31 +75,11 @@ def _finite_features(clip: Clip, network: Network, device: torch.device) -> np.n
     return row.numpy()
 
 
-def _keep(file: Path, found: Sequence[np.ndarray | Bad], width: int) -> None:
-    """Write features, in their order; before them, which clips they are not of."""
-    unreadable = [row for row in found if isinstance(row, Bad)]
-    rows = [row for row in found if not isinstance(row, Bad)]
-    if unreadable:
-        write_quarantine(file.with_suffix(".jsonl"), unreadable)
-    else:
-        file.with_suffix(".jsonl").unlink(missing_ok=True)  # one whose features a killed process did not come to write
-    with complete_file(file) as content:
-        np.save(content, np.reshape(rows, (len(rows), width)).astype(np.float32), allow_pickle=False)
-
-
-def _kept(file: Path, samples: Samples, width: int) -> Iterator[np.ndarray | Bad]:
-    """What `_keep` has written of the samples."""
-    unreadable = {bad.key: bad for bad in read_quarantine(file.with_suffix(".jsonl"))}
-    rows = iter(_read(file, (sum(sample.key not in unreadable for sample in samples), width)))
-    for sample in samples:
-        yield unreadable[sample.key] if sample.key in unreadable else next(rows)
-
-
 def _read(file: Path, shape: tuple[int, int]) -> np.ndarray:
     """Features from a file, mapped from it; FormatError where it holds others, or something else."""
     try:
         found = np.lib.format.open_memmap(file, mode="r")  # no archive, no pickle
-    except (ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise FormatError(f"{file}: damaged, remove it: {error}") from error
     if found.shape != shape or found.dtype != np.float32:
         raise FormatError(f"{file}: damaged, remove it: {found.dtype} {found.shape}, want float32 {shape}")

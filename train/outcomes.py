@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from train.scores import EDGES, draws
+from train.scores import EDGES, SEED, draws
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,11 @@ class Outcome:
     """What a test said of the clips that have a label.
 
     Attributes:
-        keys: of the clips.
-        videos: the source that each was cut from.
-        right: [N] bool, whether the first answer was right.
+        clips: label and source video of each, by its key.
+        right: [N] bool, in the same order, whether the first answer was right.
     """
 
-    keys: tuple[str, ...]
-    videos: tuple[str, ...]
+    clips: Mapping[str, tuple[str, str]]
     right: np.ndarray
 
     @property
@@ -31,54 +29,82 @@ class Outcome:
 
     def of(self, keys: set[str]) -> "Outcome":
         """The same of some clips."""
-        places = [place for place, key in enumerate(self.keys) if key in keys]
-        return Outcome(
-            tuple(self.keys[place] for place in places),
-            tuple(self.videos[place] for place in places),
-            self.right[places],
-        )
+        kept = np.array([key in keys for key in self.clips], bool)
+        return Outcome({key: clip for key, clip in self.clips.items() if key in keys}, self.right[kept])
 
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
-    """What `train.scores.summary` has of each clip with a label."""
-    clips = [clip for clip in result["clips"] if clip["label"] is not None]
-    return Outcome(
-        tuple(str(clip["key"]) for clip in clips),
-        tuple(str(clip["video"]) for clip in clips),
-        np.array([clip["top5"][0]["label"] == clip["label"] for clip in clips], bool),
-    )
+    """What `train.scores.summary` has of each clip with a label.
+
+    Raises:
+        ValueError: what it has does not agree with itself; a KeyError, TypeError and others where it is something else.
+    """
+    found = [clip for clip in result["clips"] if clip["label"] is not None]
+    clips = {clip["key"]: (clip["label"], clip["video"]) for clip in found}
+    if len(clips) < len(found) or not all(isinstance(word, str) for key in clips for word in (key, *clips[key])):
+        raise ValueError("clips are not each of a key, a label and a video")
+    outcome = Outcome(clips, np.array([clip["top5"][0]["label"] == clip["label"] for clip in found], bool))
+    if not clips or not math.isclose(outcome.share, result["top1"], abs_tol=1e-9):
+        raise ValueError(f"top1 is {result['top1']!r}, of {outcome.right.sum()} of {len(clips)} clips right")
+    return outcome
 
 
-def of_common_clips(pair: tuple[Outcome, Outcome]) -> tuple[Outcome, Outcome]:
-    """Two tests, of those clips that both were of."""
-    common = set(pair[0].keys) & set(pair[1].keys)
-    return pair[0].of(common), pair[1].of(common)
+def of_common_clips(first: Outcome, second: Outcome) -> tuple[Outcome, Outcome] | None:
+    """Two tests, of those clips that both were of; None where there are none.
+
+    Raises:
+        ValueError: one of these clips has not the same label and video in both.
+    """
+    common = first.clips.keys() & second.clips.keys()
+    for key in common:
+        if first.clips[key] != second.clips[key]:
+            raise ValueError(f"clip {key!r} is {first.clips[key]!r} in one test and {second.clips[key]!r} in another")
+    return (first.of(common), second.of(common)) if common else None
 
 
-def weighted_interval(outcomes: Sequence[tuple[float, Outcome]]) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Term:
+    """What a test adds to a sum of shares of clips right: a weight, and the seed of the network's training."""
+
+    weight: float
+    seed: int | None
+    outcome: Outcome
+
+
+def interval_of_sum(terms: Sequence[Term]) -> tuple[float, float]:
     """The confidence interval of a weighted sum of shares of clips right, such as a mean or a difference.
 
-    Percentiles of the bootstrap over source videos. All tests see the same draws, so that of two tests of the same
-    clips only what differs counts, and a video that several splits test on is drawn for all of them. The networks are
-    taken as they are: nothing is said of another training's. Draws without any clip of one of the tests do not count.
+    Percentiles of the bootstrap over source videos, and over the seeds where there are several. All tests see the same
+    draws, so that of two tests of the same clips only what differs counts, and a video that several splits test on is
+    drawn for all of them. Of a single seed the interval says nothing of another training.
 
     Args:
-        outcomes: weight and test; each test of one clip at least.
+        terms: of tests of one clip at least; as many, with the same weights, of each seed.
 
     Returns:
-        Lowest and highest. All that is possible where there is a single video, which says nothing of others.
+        Lowest and highest. All that is possible where the videos are too few to say anything: a single one, or so few
+        that half of the draws have none of some test.
     """
-    names = sorted({video for _, outcome in outcomes for video in outcome.videos})
-    if len(names) == 1:
-        weights = [weight for weight, _ in outcomes]
-        return math.fsum(min(0.0, weight) for weight in weights), math.fsum(max(0.0, weight) for weight in weights)
-    place = {name: number for number, name in enumerate(names)}
-    counts, rights = np.zeros((2, len(names), len(outcomes)))
-    for column, (_, outcome) in enumerate(outcomes):
-        video_of = [place[video] for video in outcome.videos]
-        counts[:, column] = np.bincount(video_of, minlength=len(names))
-        rights[:, column] = np.bincount(video_of, outcome.right, minlength=len(names))
-    drawn = ((times @ rights, times @ counts) for times in draws(len(names)))
-    shares = np.array([right / count for right, count in drawn if count.all()])
-    low, high = np.quantile(shares @ np.array([weight for weight, _ in outcomes]), EDGES)
+    videos = sorted({video for term in terms for _, video in term.outcome.clips.values()})
+    place = {video: number for number, video in enumerate(videos)}
+    counts, rights = np.zeros((2, len(videos), len(terms)))
+    for column, term in enumerate(terms):
+        video_of = [place[video] for _, video in term.outcome.clips.values()]
+        counts[:, column] = np.bincount(video_of, minlength=len(videos))
+        rights[:, column] = np.bincount(video_of, term.outcome.right, minlength=len(videos))
+    seeds = list(dict.fromkeys(term.seed for term in terms))
+    seed_of = [seeds.index(term.seed) for term in terms]
+    random = np.random.default_rng(SEED + 1)  # other numbers than those of the videos
+    weights = np.array([term.weight for term in terms])
+    found = []
+    drawn = 0
+    for times in draws(len(videos)):
+        times_of_seed = np.bincount(random.integers(len(seeds), size=len(seeds)), minlength=len(seeds))
+        count = times @ counts
+        drawn += 1
+        if count.all():
+            found.append(float((times @ rights / count * weights * times_of_seed[seed_of]).sum()))
+    if len(videos) == 1 or len(found) < drawn / 2:
+        return float(weights[weights < 0].sum()), float(weights[weights > 0].sum())
+    low, high = np.quantile(found, EDGES)
     return float(low), float(high)

@@ -49,7 +49,8 @@ class Quarantine:
         news = [found for found in self._ranks.gather(list(bad)) if found.key not in self._bad]
         self._bad |= {found.key: found for found in news}
         if news and self._ranks.first:
-            write_quarantine(self.file, self._bad.values())
+            lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in self._bad.values())
+            write_file(self.file, "".join(lines).encode())
         if not news:
             return
         where = f"{self.file} names them, the last: {news[-1].message}"
@@ -59,14 +60,8 @@ class Quarantine:
             raise TooManyBad(f"none of the {len(self._samples)} clips can be used; {where}")
 
 
-def write_quarantine(file: Path, bad: Iterable[Bad]) -> None:
-    """Name bad samples in a file, one a line."""
-    lines = (json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in bad)
-    write_file(file, "".join(lines).encode())
-
-
 def read_quarantine(file: Path) -> Iterator[Bad]:
-    """The bad samples that a file names; none where there is no such file.
+    """The bad samples that a run has named; none where there is no such file.
 
     Raises:
         FormatError: a line that is none of ours.

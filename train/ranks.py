@@ -98,10 +98,13 @@ def joined(ranks: Ranks) -> Iterator[None]:
     gpu = ranks.device.type == "cuda"
     if gpu:
         torch.cuda.set_device(ranks.device)
-    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.count))
-    # torchrun of torch 2.13 keeps one store for all its restarts, in which addresses of ranks that were killed stay.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    store = None
+    if ranks.on_this_node == ranks.count:
+        # torchrun of torch 2.13 keeps one store for all restarts, in which addresses of ranks that were killed stay.
+        # (The agents of several nodes count restarts each for itself: there, no prefix would be the same for all.)
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.count))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.count)
     try:
         yield

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from manifests.sample import FormatError
 from train.cells import Cell, CellList, Dataset, Difference
-from train.outcomes import of_common_clips, outcome_of, weighted_interval
+from train.outcomes import Term, interval_of_sum, of_common_clips, outcome_of
 from train.paper import (
     IMAGENET,
     IMAGENET_KINETICS,
@@ -29,8 +29,9 @@ RESULT_BYTES = 1 << 30
 DAMAGED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 FIRST_SPLIT = 1  # that tables 2 and 4 are of
 DIFFERENCES_NOTE = (
-    "Points of top-1 between two tests of the same clips, with a 95 % interval of the bootstrap over source videos; of "
-    "several splits and seeds the mean. What another training would give the interval does not know."
+    "Points of top-1 between two tests of the same clips; of several splits and seeds the mean. The 95 % interval is "
+    "of the bootstrap over source videos, and over seeds where there are several; of one seed it knows nothing of "
+    "another training. Of few videos, or of three seeds, it is too narrow, and one row in twenty is outside by chance."
 )
 
 
@@ -38,20 +39,28 @@ DIFFERENCES_NOTE = (
 class Found:
     """A share of clips right, in percent, and its 95 % interval; of several splits or seeds their mean.
 
-    `by_seed` has the share of each seed, where there are several.
+    `by_seed` has the share of each seed that is done, where `seeds` of them are listed: more than one.
     """
 
     top1: float
     low: float
     high: float
     top5: float
-    by_seed: tuple[float, ...] = ()
+    by_seed: Mapping[int | None, float] = field(default_factory=dict)
+    seeds: int = 1
 
     @property
     def text(self) -> str:
-        """Share and interval, and the shares that it is the mean of."""
-        seeds = f", of seeds {', '.join(f'{top1:.1f}' for top1 in self.by_seed)}" if self.by_seed else ""
-        return f"{self.top1:.1f} [{self.low:.1f}, {self.high:.1f}]{seeds}"
+        """Share and interval."""
+        return f"{self.top1:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+    @property
+    def of_seeds(self) -> str:
+        """What each seed came to, and how many of them are done; nothing where there is one."""
+        if self.seeds == 1:
+            return ""
+        each = ", ".join(f"{seed}: {top1:.1f}" for seed, top1 in self.by_seed.items())
+        return f"; seeds {each}{_part(len(self.by_seed), self.seeds)}"
 
 
 class Entry(NamedTuple):
@@ -75,10 +84,10 @@ class Entry(NamedTuple):
         if self.found is None:
             return f"– ({theirs})" if theirs else "–"
         if self.paper is None:
-            return self.found.text
+            return f"{self.found.text}{self.found.of_seeds}"
         top5 = f", top-5 {self.found.top5:.1f}" if self.paper.top5 is not None else ""
         apart = f", {signed(self.found.top1 - self.paper.top1)}" if self.comparable else ""
-        return f"{self.found.text}{top5} ({theirs}{apart})"
+        return f"{self.found.text}{top5} ({theirs}{apart}){self.found.of_seeds}"
 
 
 @dataclass(frozen=True)
@@ -140,16 +149,23 @@ def _read_result(cell: Cell) -> dict[str, Any]:
         raise FormatError(f"{file}: not what this i3d-eval writes: {error!r}") from error
 
 
-def found_of(results: Sequence[Mapping[str, Any]]) -> Found:
-    """A figure of one result, or the mean of several of other splits or seeds."""
-    count = len(results)
-    top1 = 100 * sum(some["top1"] for some in results) / count
-    top5 = 100 * sum(some["top5"] for some in results) / count
-    if count == 1:
-        low, high = results[0]["intervals"]["top1"]
+def found_of(result: Mapping[str, Any]) -> Found:
+    """The figure of one result."""
+    low, high = result["intervals"]["top1"]
+    return Found(100 * result["top1"], 100 * low, 100 * high, 100 * result["top5"])
+
+
+def mean_of(results: Mapping[int | None, Sequence[Mapping[str, Any]]], seeds: int = 1) -> Found:
+    """The mean of several results: of each seed those of as many splits. `seeds`: how many were to be."""
+    every = [(seed, some) for seed, of_splits in results.items() for some in of_splits]
+    if len(every) == 1:
+        found = found_of(every[0][1])
     else:
-        low, high = weighted_interval([(1 / count, outcome_of(some)) for some in results])
-    return Found(top1, 100 * low, 100 * high, top5)
+        low, high = interval_of_sum([Term(1 / len(every), seed, outcome_of(some)) for seed, some in every])
+        top1, top5 = (sum(some[name] for _, some in every) / len(every) for name in ("top1", "top5"))
+        found = Found(100 * top1, 100 * low, 100 * high, 100 * top5)
+    means = {seed: 100 * sum(some["top1"] for some in splits) / len(splits) for seed, splits in results.items()}
+    return replace(found, by_seed=means, seeds=seeds)
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,7 @@ class _Filling:
     """Looks figures up, and remembers which cells stand in a table."""
 
     datasets: Mapping[str, Dataset]
+    cells: Sequence[Cell]
     results: Results
     used: set[Cell] = field(default_factory=set)
 
@@ -172,27 +189,33 @@ class _Filling:
 
     def _entry(self, place: Place, splits: Sequence[int | None], printed: Mapping[Place, Score], there: Place) -> Entry:
         dataset = self.datasets[place.dataset]
-        cells = {(cell.seed, cell.split): cell for cell in self.results if cell.place == place}
-        every = dict.fromkeys(seed for seed, _ in cells)
-        seeds = [seed for seed in every if all((seed, split) in cells for split in splits)]
-        found = None
-        if seeds:
-            by_seed = [[cells[seed, split] for split in splits] for seed in seeds]
-            found = found_of([self.results[cell] for group in by_seed for cell in group])
-            if len(seeds) > 1:
-                means = (sum(self.results[cell]["top1"] for cell in group) / len(group) for group in by_seed)
-                found = replace(found, by_seed=tuple(100 * mean for mean in means))
-            self.used.update(cell for group in by_seed for cell in group)
         paper = printed.get(there._replace(dataset=str(dataset.paper)))
-        return Entry(found, paper, str(dataset.paper), dataset.same and there == place)
+        return Entry(self.found(place, splits), paper, str(dataset.paper), dataset.same and there == place)
+
+    def found(self, place: Place, splits: Sequence[int | None]) -> Found | None:
+        """The mean over splits, and over those seeds that all these splits are done of; None where none is."""
+        listed = {(cell.seed, cell.split): cell for cell in self.cells if cell.place == place and cell.split in splits}
+        seeds = list(dict.fromkeys(seed for seed, _ in listed))
+        groups = {seed: [listed.get((seed, split)) for split in splits] for seed in seeds}
+        done = {
+            seed: [cell for cell in cells if cell is not None]
+            for seed, cells in groups.items()
+            if all(cell in self.results for cell in cells)
+        }
+        self.used.update(cell for cells in done.values() for cell in cells)
+        by_seed = {seed: [self.results[cell] for cell in cells] for seed, cells in done.items()}
+        return mean_of(by_seed, len(seeds)) if by_seed else None
 
 
 def tables(cell_list: CellList, results: Results) -> list[Table]:
     """Tables 2 to 5, as far as cells belong to them; one of those that belong to none; one of each comparison."""
     datasets = {name: some for name, some in cell_list.datasets.items() if some.paper is not None}
-    filling = _Filling(datasets, results)
+    filling = _Filling(datasets, cell_list.cells, results)
     made = [make(filling) for make in (_table2, _table3, _table4, _table5)]
-    others = [(cell.name, found_of([result]).text) for cell, result in results.items() if cell not in filling.used]
+    others = []
+    for cell in results:
+        if cell not in filling.used and (found := filling.found(cell.place, [cell.split])):
+            others.append((cell.name.removesuffix(f"-seed{cell.seed}"), f"{found.text}{found.of_seeds}"))
     note = "Top-1 in percent."
     more = Table("Cells that stand in none of the paper's tables", note, ("", "top-1"), tuple(others))
     return [
@@ -203,30 +226,42 @@ def tables(cell_list: CellList, results: Results) -> list[Table]:
 
 
 def _differences(differences: Sequence[Difference], results: Results) -> Iterator[Table]:
-    """Of each comparison the rows that any two cells are done of."""
+    """Of each comparison the rows that two cells of each split are done of, for some seed."""
     note = DIFFERENCES_NOTE
     for difference in differences:
-        rows = [
-            (name, *_difference([(results[a], results[b]) for a, b in pairs if a in results and b in results]))
-            for name, pairs in difference.rows.items()
-            if any(a in results and b in results for a, b in pairs)
-        ]
+        rows = []
+        for name, pairs in difference.rows.items():
+            seeds = list(dict.fromkeys(cell.seed for cell, _ in pairs))
+            missing = {a.seed for a, b in pairs if a not in results or b not in results}
+            if done := [(a, b) for a, b in pairs if a.seed not in missing]:
+                rows.append((name, *_difference(done, results, _part(len(seeds) - len(missing), len(seeds)))))
         if rows:
-            yield Table(difference.title, note, ("", "difference", "of each split and seed", "clips"), tuple(rows))
-            note = ""
+            yield Table(difference.title, note, ("", "difference", "of each", "clips", "videos"), tuple(rows))
+            note = "Points of top-1, as above."
 
 
-def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[str, str, str]:
-    """The mean difference with its interval, that of each pair where there are several, and the clips of each."""
-    compared = [of_common_clips((outcome_of(first), outcome_of(second))) for first, second in pairs]
-    if not all(len(first.keys) for first, _ in compared):
-        return "–", "–", "0"
-    each = [100 * (first.share - second.share) for first, second in compared]
-    weight = 100 / len(compared)
-    low, high = weighted_interval([w for first, second in compared for w in ((weight, first), (-weight, second))])
-    found = f"{signed(sum(each) / len(each))} [{signed(low)}, {signed(high)}]"
-    clips = dict.fromkeys(f"{len(first.keys):,}" for first, _ in compared)
-    return found, ", ".join(map(signed, each)) if len(each) > 1 else "", ", ".join(clips)
+def _difference(pairs: Sequence[tuple[Cell, Cell]], results: Results, part: str) -> tuple[str, str, str, str]:
+    """The mean difference with its interval; that of each pair where there are several; clips and source videos."""
+    terms: list[Term] = []
+    each: dict[str, float] = {}
+    for first, second in pairs:
+        name = ", ".join(
+            f"{word} {number}" for word, number in (("split", first.split), ("seed", first.seed)) if number is not None
+        )
+        compared = of_common_clips(outcome_of(results[first]), outcome_of(results[second]))
+        if compared is None:
+            return "no clips in common", name, "0", "0"
+        terms += [Term(sign * 100 / len(pairs), first.seed, some) for sign, some in zip((1, -1), compared, strict=True)]
+        each[name] = 100 * (compared[0].share - compared[1].share)
+    low, high = interval_of_sum(terms)
+    found = f"{signed(sum(each.values()) / len(each))} [{signed(low)}, {signed(high)}]{part}"
+    told = ", ".join(f"{name}: {signed(one)}" for name, one in each.items()) if len(each) > 1 else ""
+    clips = {key: video for term in terms for key, (_, video) in term.outcome.clips.items()}
+    return found, told, f"{len(clips):,}", f"{len(set(clips.values())):,}"
+
+
+def _part(done: int, listed: int) -> str:
+    return f" ({done} of {listed} seeds)" if done < listed else ""
 
 
 def _table2(filling: _Filling) -> Table | None:

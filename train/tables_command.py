@@ -42,7 +42,7 @@ def list_cells(cells: Path, output: Path) -> None:
     except (FormatError, OSError) as error:
         raise click.ClickException(printable(str(error))) from error
     for cell in every:
-        found = found_of([done[cell]]) if cell in done else None
+        found = found_of(done[cell]) if cell in done else None
         said = f"top-1 {found.text}" if found else join(cell.command)
         click.echo(f"{cell.name}: {printable(said)}")
     click.echo(f"{len(done)} of {len(every)} cells are done")

@@ -1,5 +1,6 @@
 """Tables as a page with what lies behind each figure, and as Markdown. What is read of cells is not trusted."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -7,9 +8,8 @@ from typing import Any
 
 from manifests.clip import printable
 from manifests.page import Cell as PageCell
-from manifests.page import Number, cards, page, percent, table
+from manifests.page import Html, Number, cards, page, percent, table
 from manifests.sample import FormatError
-from model import Architecture
 from train.cells import Cell
 from train.log import read_metrics
 from train.paper import MODELS
@@ -65,7 +65,8 @@ def tables_markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(text: str) -> str:
-    return printable(text).replace("\\", "\\\\").replace("|", "\\|")
+    """Plain text as Markdown shows it, on one line."""
+    return re.sub(r"([\\|<*`]|(?<=\])\()", r"\\\1", " ".join(printable(text).split()))
 
 
 def _table1() -> str:
@@ -92,7 +93,7 @@ def _curves(group: Results) -> str:
 def _details(group: Results) -> Iterator[str]:
     """Of each cell: its shares, the confusions, the hardest classes."""
     for cell, result in group.items():
-        found = found_of([result])
+        found = found_of(result)
         seed = "" if cell.seed is None else f", seed {cell.seed}"
         title = f"{MODELS[cell.place.model]}, {STREAM_NAMES[cell.place.stream]}{seed}: {found.top1:.1f} %"
         clips = result["clip_list"]
@@ -107,6 +108,10 @@ def _details(group: Results) -> Iterator[str]:
                 "could not be read": str(len(clips["unreadable"])),
             }
         )
+        if "left_out" in result:
+            said = Html(
+                f"{said}<p>Clips to train or validate on that could not be read: {len(result['left_out']):,}.</p>"
+            )
         yield (
             f"<details><summary>{escape(title)}</summary>{said}<h3>Hardest classes</h3>{_hardest(result)}"
             f"<h3>Confusions</h3>{_confusion(result)}{_provenance(result)}</details>"
@@ -171,10 +176,12 @@ def _disagreements(group: Results) -> Iterator[str]:
     for model in MODELS:
         both = [seed for m, stream, seed in found if (m, stream) == (model, "rgb") and (m, "flow", seed) in found]
         if both:
-            yield _disagreement(model, found[model, "rgb", both[0]], found[model, "flow", both[0]])
+            seed = "" if both[0] is None else f", seed {both[0]}"
+            title = f"{MODELS[model]}{seed}: where RGB and flow disagree"
+            yield _disagreement(title, found[model, "rgb", both[0]], found[model, "flow", both[0]])
 
 
-def _disagreement(model: Architecture, rgb: Mapping[str, Any], flow: Mapping[str, Any]) -> str:
+def _disagreement(title: str, rgb: Mapping[str, Any], flow: Mapping[str, Any]) -> str:
     by_flow = {clip["key"]: clip["top5"][0]["label"] for clip in flow["clips"]}
     right: Counter[tuple[bool, bool]] = Counter()
     rows: list[Sequence[PageCell]] = []
@@ -195,7 +202,6 @@ def _disagreement(model: Architecture, rgb: Mapping[str, Any], flow: Mapping[str
     }
     few = f"<p>The first {DISAGREEMENTS} of {len(rows):,}.</p>" if len(rows) > DISAGREEMENTS else ""
     listed = table(("clip", "is", "RGB says", "flow says"), rows[:DISAGREEMENTS])
-    title = f"{MODELS[model]}: where RGB and flow disagree"
     return f"<details><summary>{escape(title)}</summary>{cards(shares)}{few}{listed}</details>"
 
 

@@ -21,7 +21,9 @@ from manifests.lease import lease
 from manifests.sample import FormatError, differences
 from model import Architecture
 from train.children import ProgramFailed, run_program
+from train.loader import Bad
 from train.log import read_metrics
+from train.quarantine import FILE, read_quarantine
 from train.run import DIVERGED, RunError
 from train.stream import Inputs
 
@@ -95,7 +97,7 @@ class Candidate:
 
 
 def run_cell(
-    folder: Path, cell: Cell, programs: Programs, fix: Callable[[], list[Candidate]] | None = None
+    folder: Path, cell: Cell, programs: Programs, fix: Callable[[], tuple[list[Candidate], list[Bad]]] | None = None
 ) -> dict[str, Any]:
     """Do what is missing of a cell: choose the learning rate, train, test.
 
@@ -103,11 +105,13 @@ def run_cell(
         folder: of the cell.
         cell: what it is.
         programs: how to train and test.
-        fix: of "fixed", instead of i3d-train: try the rates and write `NETWORK`; gives what each came to.
+        fix: of "fixed", instead of i3d-train: try the rates and write `NETWORK`; gives what each came to, and the
+            clips that could not be read.
 
     Returns:
         `result.json`: what i3d-eval says of the network on the test clips, `model`, `stream`, `setting`, `initial`,
-        `steps`, `batch_size`, and `chosen`: the rate, the share held out to choose it, and what each rate came to.
+        `steps`, `batch_size`, `chosen`: the rate, the share held out to choose it, and what each rate came to, and
+        `left_out`: clips to train or validate on that could not be read.
 
     Raises:
         RunError: the folder holds another cell or other files, all candidates diverged, or a training was stopped.
@@ -122,14 +126,16 @@ def run_cell(
         if result.exists():
             return _read(result)
         if fix is not None:
-            candidates = fix()
+            candidates, left_out = fix()
             rate = best_of(candidates).rate if candidates else cell.rates[0]
         else:
             candidates = (
                 [_candidate(folder, cell, programs, rate) for rate in cell.rates] if len(cell.rates) > 1 else []
             )
             rate = best_of(candidates).rate if candidates else cell.rates[0]
-            _copy(_trained(folder, cell, programs, rate) / "model.pt", folder / NETWORK)
+            run = _trained(folder, cell, programs, rate)
+            left_out = list(read_quarantine(run / FILE))
+            _copy(run / "model.pt", folder / NETWORK)
         tested = folder / "test.json"
         run_program((*programs.evaluate, f"--{cell.stream}", str(folder / NETWORK), "--json", str(tested)))
         found = {
@@ -145,6 +151,7 @@ def run_cell(
                 "hold_out": cell.hold_out,
                 "candidates": [asdict(candidate) for candidate in candidates],
             },
+            "left_out": [{"key": bad.key, "message": bad.message} for bad in left_out],
         }
         words = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         write_file(result, words.encode() + b"\n")

@@ -313,19 +313,22 @@ def _words(asked: Asked) -> Sequence[str]:
 
 def _fix(
     asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples, validation: Samples | None
-) -> list[Candidate]:
-    """Train the last layer of the frozen network, write the network, and say what each rate came to."""
+) -> tuple[list[Candidate], list[Bad]]:
+    """Train the last layer of the frozen network, and write the network.
+
+    Returns:
+        What each rate came to, and the clips that could not be read.
+    """
     labels = samples.classes.labels if samples.classes is not None else ()
-    used, clips = _labelled(asked, cell, initial, samples)
+    used, clips, left_out = _labelled(asked, cell, initial, samples)
     rest, held_out = clips, None
     if validation is not None:
-        _, held_out = _labelled(asked, cell, initial, validation)
+        _, held_out, more = _labelled(asked, cell, initial, validation)
+        left_out += more
     elif cell.hold_out is not None:
-        _, chosen = hold_out(samples, cell.hold_out)
+        _, chosen = hold_out(used, cell.hold_out)
         is_held_out = np.isin(used.records["key"], chosen.records["key"])
         rest, held_out = clips.take(~is_held_out), clips.take(is_held_out)
-        if not (len(rest.classes) and len(held_out.classes)):
-            raise TooManyBad("all clips that are held out, or all others, cannot be used")
     candidates = []
     if held_out is not None and len(cell.rates) > 1:
         for rate in cell.rates:
@@ -338,11 +341,11 @@ def _fix(
         raise RunError(f"the classifier diverged with the learning rate {rate:g}: give lower --rates")
     network = with_softmax(initial, softmax).network()
     save_run(asked.output / NETWORK, network, labels, crop=cell.crop, short_side=samples.short_side)
-    return candidates
+    return candidates, left_out
 
 
-def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> tuple[Samples, Labelled]:
-    """Those of the clips that can be used, and their features.
+def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -> tuple[Samples, Labelled, list[Bad]]:
+    """Those of the clips that can be used, their features, and the others.
 
     Raises:
         TooManyBad: more of them than --max-bad cannot, or all.
@@ -353,6 +356,7 @@ def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -
     click.echo(f"features of {len(samples)} clips, kept in {folder}")
     rows: list[np.ndarray] = []
     good: list[int] = []
+    bad: list[Bad] = []
     with naming_dead_workers():
         found = features_of(samples, initial, cell.crop, folder, device, workers)
         for place, row in enumerate(shown(found, "features", len(samples))):
@@ -360,14 +364,15 @@ def _labelled(asked: Asked, cell: Cell, initial: Checkpoint, samples: Samples) -
                 rows.append(row)
                 good.append(place)
                 continue
+            bad.append(row)
             click.echo(f"left out: {printable(row.message)}", err=True)
-            if (count := place + 1 - len(good)) > maximum:
-                raise TooManyBad(f"{count} clips cannot be used, more than --max-bad {maximum}: {row.message}")
+            if len(bad) > maximum:
+                raise TooManyBad(f"{len(bad)} clips cannot be used, more than --max-bad {maximum}: {row.message}")
     if not good:
         raise TooManyBad(f"none of the {len(samples)} clips can be used")
     used = samples.take(good)
     classes = used.records["class_index"].astype(np.int64)
-    return used, Labelled(torch.from_numpy(np.stack(rows)), torch.from_numpy(classes))
+    return used, Labelled(torch.from_numpy(np.stack(rows)), torch.from_numpy(classes)), bad
 
 
 def _softmax_training(asked: Asked, cell: Cell, rate: float) -> Training:
