@@ -74,9 +74,10 @@ class Term:
 def interval_of_sum(terms: Sequence[Term]) -> tuple[float, float]:
     """The confidence interval of a weighted sum of shares of clips right, such as a mean or a difference.
 
-    Percentiles of the bootstrap over source videos, and over the seeds where there are several. All tests see the same
-    draws, so that of two tests of the same clips only what differs counts, and a video that several splits test on is
-    drawn for all of them. Of a single seed the interval says nothing of another training.
+    Percentiles of the bootstrap over source videos, and over the seeds where there are several (drawn apart from each
+    other: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). All tests see the same draws, so
+    that of two tests of the same clips only what differs counts, and a video that several splits test on is drawn for
+    all of them. Of a single seed the interval says nothing of another training.
 
     Args:
         terms: of tests of one clip at least; as many, with the same weights, of each seed.
