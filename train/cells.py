@@ -2,7 +2,7 @@
 
     [datasets.ucf101]               # any name
     shards = "ucf101-stored"        # as i3d-train takes them
-    train = "train{split}"          # names of splits; {split} is one of `splits`
+    train = "train{split}"          # splits that the data has; {split} is one of `splits`
     test = "test{split}"
     validation = "val"              # where there is one: else a part of `train` is held out to choose the rate
     splits = [1, 2, 3]              # only where splits overlap

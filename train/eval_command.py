@@ -119,9 +119,11 @@ def evaluate_command(
             samples.require_one_flow()
         streams = load_streams(given, samples.classes, precision=precision)
         how = Protocol(crop_to_show(streams.checkpoints, crop), **protocol)
+        if samples.short_side is not None and how.crop > samples.short_side:
+            small = f"pictures of short side {samples.short_side} are smaller"
+            raise ValueError(f"{shards}: {small} than the crop of {how.crop}x{how.crop}")
         warn_of_others(streams.checkpoints, samples.short_side)
-        if share is not None:
-            _warn_of_known_clips(streams, share)
+        _warn_of_known_clips(streams, share)
         with naming_dead_workers():
             results, unreadable = _test(samples, streams, how, max_bad, decoding_processes(workers))
         found = {**summary(results, unreadable, samples, streams, how, split, missing), "hold_out": share}
@@ -159,8 +161,8 @@ def _test(
     return results, unreadable
 
 
-def _warn_of_known_clips(streams: Streams, share: float) -> None:
-    """A line on stderr where networks may have been trained on clips that `share` holds out."""
+def _warn_of_known_clips(streams: Streams, share: float | None) -> None:
+    """A line on stderr where networks may have been trained on clips that `share` holds out, or None."""
     for name, checkpoint in streams.checkpoints.items():
         if checkpoint.is_own and checkpoint.hold_out != share:
             held = f"with --hold-out {checkpoint.hold_out:g}" if checkpoint.hold_out else "without --hold-out"
@@ -206,7 +208,8 @@ def _clips_in_words(found: dict[str, Any]) -> str:
     """Which clips, and how many are missing, by reason."""
     clips = found["clip_list"]
     place = f"snapshot {found['snapshot']}" if found["snapshot"] else "tars"
-    told = f"{place}, split {found['split'] or '(all)'}: {clips['found']} clips, {found['clips_labelled']} with a label"
+    of = f"split {found['split'] or '(all)'}" + (f", --hold-out {found['hold_out']:g}" if found["hold_out"] else "")
+    told = f"{place}, {of}: {clips['found']} clips, {found['clips_labelled']} with a label"
     told += f"; {len(clips['unreadable'])} could not be read" if clips["unreadable"] else ""
     if clips["missing"] is None:
         return f"{told}; without a ledger, nobody knows what is missing"

@@ -194,8 +194,8 @@ def _notes(name: RecipeName, options: Mapping[str, Any], batch_size: int, device
     notes = [
         f"{batch_size} clips a step on {machines}: {count} {'pass' if count == 1 else 'passes'} of {clips} "
         f"{'clip' if clips == 1 else 'clips'} each, whose gradients are added before one update. Batch normalisation "
-        f"sees {together} at a time, a replica of the released training {REPLICA_CLIPS}. "
-        "Fewer passes (--accumulate) are faster where memory allows."
+        f"sees {together} at a time, a replica of the released training {REPLICA_CLIPS}."
+        f"{' Fewer passes (--accumulate) are faster where memory allows.' if count > 1 else ''}"
     ]
     untested = options.get("val_shards") is None and options.get("hold_out") is None
     if not name.startswith("released-") and options.get("schedule") == "plateau" and untested:
