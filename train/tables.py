@@ -31,7 +31,7 @@ FIRST_SPLIT = 1  # that tables 2 and 4 are of
 DIFFERENCES_NOTE = (
     "Points of top-1 between two tests of the same clips; of several splits and seeds the mean. The 95 % interval is "
     "of the bootstrap over source videos, and over seeds where there are several; of one seed it knows nothing of "
-    "another training. Of few videos it is too narrow, of three seeds rough, and one row in twenty lies by chance."
+    "another training. Of few videos it is too narrow, of few seeds rough, and of twenty equal pairs one leaves out 0."
 )
 
 
