@@ -123,7 +123,8 @@ def evaluate_command(
             small = f"pictures of short side {samples.short_side} are smaller"
             raise ValueError(f"{shards}: {small} than the crop of {how.crop}x{how.crop}")
         warn_of_others(streams.checkpoints, samples.short_side)
-        _warn_of_known_clips(streams, share)
+        if share is not None or split is None:  # another split than trained on is the usual case
+            _warn_of_known_clips(streams, share)
         with naming_dead_workers():
             results, unreadable = _test(samples, streams, how, max_bad, decoding_processes(workers))
         found = {**summary(results, unreadable, samples, streams, how, split, missing), "hold_out": share}
@@ -162,7 +163,7 @@ def _test(
 
 
 def _warn_of_known_clips(streams: Streams, share: float | None) -> None:
-    """A line on stderr where networks may have been trained on clips that `share` holds out, or None."""
+    """A line on stderr where networks may know clips that they are tested on: a share held out, or all (None)."""
     for name, checkpoint in streams.checkpoints.items():
         if checkpoint.is_own and checkpoint.hold_out != share:
             held = f"with --hold-out {checkpoint.hold_out:g}" if checkpoint.hold_out else "without --hold-out"
